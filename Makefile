@@ -1,0 +1,20 @@
+# The verbs of this repository; CI runs the same ones. PYTHON is the interpreter of your environment.
+PYTHON ?= python
+
+.PHONY: format lint types test check
+
+format:  ## rewrite the code in the house style
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:  ## style, imports, docstrings, layering
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:  ## mypy, strict
+	$(PYTHON) -m mypy
+
+test:  ## default tests: CPU, offline, minutes
+	$(PYTHON) -m pytest -q
+
+check: lint types test  ## all of the above, changing nothing

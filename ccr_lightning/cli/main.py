@@ -1,0 +1,165 @@
+"""The command ``ccr``: answers ``--help`` and ``--version`` at once, and loads torch only for the work itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ccr_lightning._version import __version__
+from ccr_lightning.errors import CCRError
+
+HELP = """\
+ccr: cross-lingual cross-modal retrieval with 1-to-K contrastive learning.
+
+usage: ccr COMMAND [options]
+
+commands:
+  fit         train a model, choose the best checkpoint on the validation split, test it
+  validate    score a checkpoint on the validation split
+  test        score a checkpoint on the test split: recall per language and direction, MRV
+  predict     write the embeddings of the test split's images and captions
+
+start here:
+  ccr fit --config configs/pretrain.yaml        train on the built-in pictures (about 10 minutes on 2 CPU cores)
+  ccr test --ckpt_path runs/pretrain            score its best checkpoint again
+
+'ccr COMMAND --help' explains a command; 'ccr --version' prints the version.
+"""
+
+_SETTINGS = """\
+settings (in the config file, or on the command line, which wins):
+  --data.batch_size 128                any setting of the data, the model or the trainer by its dotted name
+  --model.objective english_pivot
+  --trainer.max_epochs 5  --trainer.devices 2  --trainer.strategy ddp
+  --print_config                       print the whole configuration with all defaults, and stop
+  --help_all                           list every setting with its explanation (takes some seconds)
+"""
+
+_TRAINED = """\
+  --ckpt_path PATH      a checkpoint, or the folder of a run (its best checkpoint is used); its config.yaml is read too
+  -c, --config PATH     the run's configuration, if it does not lie in the run's folder
+  --name NAME           results go to runs/NAME/ (default: the name of the run)
+  --runs_dir DIR        where runs lie (default: runs)
+"""
+
+COMMAND_HELP = {
+    "fit": f"""\
+usage: ccr fit --config CONFIG [--name NAME] [--resume auto|must|PATH] [settings]
+
+Trains a model and writes everything to runs/NAME/: config.yaml, checkpoints/best.ckpt (chosen on the validation split)
+and last.ckpt, metrics.csv, and, after testing the best checkpoint, results.json.
+
+options:
+  -c, --config PATH     a configuration; several are merged, later ones win
+  --name NAME           name of the run (default: the name of the config file)
+  --runs_dir DIR        where runs lie (default: runs)
+  --resume auto         continue the run from its last checkpoint if it has one, start it otherwise
+  --resume must         continue the run, or stop if it has no checkpoint
+  --resume PATH         continue from this checkpoint
+  --seed_everything N   seed of everything random (default: 0)
+
+{_SETTINGS}
+example:
+  ccr fit --config configs/pretrain.yaml --name my-run --model.masked_lm_weight 0
+""",
+    "validate": f"""\
+usage: ccr validate --ckpt_path PATH [settings]
+
+Scores a checkpoint on the validation split; writes runs/NAME/results-val.json.
+
+options:
+{_TRAINED}
+{_SETTINGS}""",
+    "test": f"""\
+usage: ccr test --ckpt_path PATH [settings]
+
+Scores a checkpoint on the test split: recall@1, 5, 10 per language and direction, MRV and MRSD. Prints a table and
+writes runs/NAME/results.json, or results-reranked.json with --model.rerank_depth.
+
+options:
+{_TRAINED}
+{_SETTINGS}
+example:
+  ccr test --ckpt_path runs/pretrain --model.rerank_depth 16
+""",
+    "predict": f"""\
+usage: ccr predict --ckpt_path PATH [settings]
+
+Encodes the test split; writes runs/NAME/embeddings.safetensors (image_embeds, text_embeds and their ids) and
+embeddings.json (the names that the ids stand for).
+
+options:
+{_TRAINED}
+{_SETTINGS}""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status.
+
+    Args:
+        argv: The arguments without the program's name; by default those of the process.
+
+    Example:
+        >>> main(["--version"]) == 0
+        ccr-lightning 0.1.0
+        True
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"ccr-lightning {__version__}")
+        return 0
+    try:
+        return _dispatch(args)
+    except CCRError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("CCR_TRACEBACK"):
+            raise
+        return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    command = args[0]
+    if command not in COMMAND_HELP:
+        from difflib import get_close_matches
+
+        close = get_close_matches(command, COMMAND_HELP, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "run 'ccr --help' for the list."
+        raise CCRError(f"{command!r} is not a command: {hint}")
+    if len(args) == 1 or any(arg in ("-h", "--help") for arg in args[1:]):
+        print(COMMAND_HELP[command], end="")
+        return 0
+    if command != "fit":
+        args = _fill_in_run(args)
+    from ccr_lightning.cli.training import run
+
+    return run(["--help" if arg == "--help_all" else arg for arg in args])
+
+
+def _fill_in_run(args: list[str]) -> list[str]:
+    """Turns ``--ckpt_path RUN_FOLDER`` into its best checkpoint, and adds the run's config unless one is given."""
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--ckpt_path=") else [arg])]
+    if "--ckpt_path" not in args[:-1]:
+        if any(arg in ("--help_all", "--print_config") for arg in args):
+            return args
+        raise CCRError(f"ccr {args[0]} needs --ckpt_path: a checkpoint or the folder of a run, such as runs/pretrain.")
+    place = args.index("--ckpt_path") + 1
+    path = Path(args[place])
+    if path.is_dir():
+        path = path / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise CCRError(f"--ckpt_path {args[place]}: there is no checkpoint at {path}; check the path.")
+    args[place] = str(path)
+    config = path.parent.parent / "config.yaml"
+    if config.is_file() and not any(arg in ("-c", "--config") or arg.startswith("--config=") for arg in args):
+        args[1:1] = ["--config", str(config)]
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

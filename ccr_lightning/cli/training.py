@@ -1,0 +1,214 @@
+"""``ccr fit|validate|test|predict``: LightningCLI with run folders, plain errors and a test at the end of training."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from safetensors.torch import save_file
+
+from ccr_lightning.cli.messages import explain_parse_error
+from ccr_lightning.data.datamodule import CaptionDataModule
+from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation.results import results_document, write_results
+from ccr_lightning.evaluation.table import print_results
+from ccr_lightning.training.checkpointing import AtomicCheckpointIO, RunFolder
+from ccr_lightning.training.module import RetrievalModule
+from ccr_lightning.training.progress import EpochSummary
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+    "enable_model_summary": False,
+}
+
+
+class _Parser(LightningArgumentParser):
+    """Stops with one sentence, and a suggestion for a misspelt key, instead of usage and traceback."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise CCRError(explain_parse_error(message, self)) from ex
+
+
+class TrainingCLI(LightningCLI):
+    """The commands that need a trainer."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Trainer methods and those of their arguments that are not options."""
+        hidden = {"model", "dataloaders", "datamodule", "weights_only", "verbose"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
+            "validate": hidden,
+            "test": hidden,
+            "predict": {*hidden, "return_predictions"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that accepts no abbreviated, hence no misspelt, option."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run; default: the config's name")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="the folder in which runs lie")
+        if subcommand == "fit":
+            parser.add_argument("--resume", type=str | None, default=None, help="auto, must or a checkpoint's path")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for everything."""
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """The command line wins over hyper-parameters that a checkpoint carries."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the run's folder and what to resume from, before anything is built."""
+        settings = self.config[self.subcommand]
+        if settings.name is None:
+            configs = settings.get("config") or []
+            settings.name = Path(str(configs[-1])).stem if configs else self.subcommand
+        self.folder = RunFolder(Path(settings.runs_dir) / settings.name)
+        self.resume_from = self.folder.resume_from(settings.pop("resume")) if self.subcommand == "fit" else None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that writes into the run's folder."""
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        config["default_root_dir"] = str(self.folder.path)
+        callbacks: list[Any] = [EpochSummary()]
+        if config.get("enable_progress_bar") is not False and sys.stdout.isatty():
+            callbacks.append(RichProgressBar())
+        else:
+            config["enable_progress_bar"] = False
+        if self.subcommand == "fit":
+            callbacks.append(
+                ModelCheckpoint(
+                    dirpath=self.folder.checkpoints,
+                    filename="best",
+                    monitor="val/mean_recall",
+                    mode="max",
+                    save_last=True,
+                    enable_version_counter=False,
+                )
+            )
+            if config.get("logger") is None:
+                config["logger"] = CSVLogger(self.folder.path, name="", version="")
+        else:
+            config["logger"] = False
+        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        return self._instantiate_trainer(config, callbacks)
+
+    def fit(self, model: RetrievalModule, datamodule: CaptionDataModule) -> None:
+        """Trains, then tests the best checkpoint."""
+        self._save_config()
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+        if self.trainer.fast_dev_run:
+            return
+        if self.trainer.interrupted:
+            raise CCRError(f"training was interrupted: continue it with --name {self.folder.path.name} --resume auto.")
+        best = self.folder.best if self.folder.best.exists() else None
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        self._report("test", best)
+
+    def validate(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
+        """Scores a checkpoint on the validation split."""
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+        self._report("val", Path(ckpt_path))
+
+    def test(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
+        """Scores a checkpoint on the test split."""
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+        self._report("test", Path(ckpt_path))
+
+    def predict(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
+        """Writes the embeddings of the test split."""
+        if self.trainer.world_size > 1:
+            raise CCRError("ccr predict runs on one device: pass --trainer.devices 1.")
+        images, captions = self.trainer.predict(
+            model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, return_predictions=True
+        )
+        tensors = {
+            f"{kind}_{name}": torch.cat([batch[name] for batch in batches]).contiguous()
+            for kind, batches in (("image", images), ("text", captions))
+            for name in batches[0]
+        }
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, self.folder.path / "embeddings.safetensors")
+        names = {"image_ids": datamodule.image_names("test"), "languages": list(datamodule.languages)}
+        (self.folder.path / "embeddings.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
+        print(f"{len(tensors['image_embeds'])} images and {len(tensors['text_embeds'])} captions in {self.folder.path}/")
+
+    @rank_zero_only
+    def _save_config(self) -> None:
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        settings = self.config[self.subcommand].clone()
+        settings.pop("config", None)
+        text = self._parser(self.subcommand).dump(settings, skip_none=False, skip_validation=True)
+        header = f"# What made this run; repeat it with: ccr fit --config {self.folder.config} --name NAME\n"
+        self.folder.config.write_text(header + text, encoding="utf-8")
+
+    @rank_zero_only
+    def _report(self, split: str, checkpoint: Path | None) -> None:
+        depth = self.model.rerank_depth if split == "test" else 0
+        document = results_document(
+            self.model.results,
+            dataset=self.datamodule.source.name,
+            split=split,
+            ranking="re-ranked" if depth else "dual_encoder",
+            rerank_depth=depth or None,
+            checkpoint=checkpoint,
+            seed=self.model.seed,
+        )
+        suffix = "-val" if split == "val" else "-reranked" if depth else ""
+        path = self.folder.path / f"results{suffix}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_results(path, document)
+        print_results(document)
+        print(f"written to {path}")
+
+
+def run(args: list[str]) -> int:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict`` with command-line arguments.
+
+    Raises:
+        CCRError: For whatever the user can put right.
+    """
+    _quieten()
+    sys.argv = [sys.argv[0], *args]
+    TrainingCLI(
+        RetrievalModule,
+        CaptionDataModule,
+        save_config_callback=None,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        parser_class=_Parser,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+    return 0
+
+
+def _quieten() -> None:
+    """Hides library messages that ask nothing of the user."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*recommended to use `self.log.*sync_dist=True`.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

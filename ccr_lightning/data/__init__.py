@@ -1,0 +1,1 @@
+"""From caption files and pictures to batches."""

@@ -1,0 +1,84 @@
+"""Safe decoding: any picture file to an RGB image, or one sentence that says why not."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from ccr_lightning.errors import CCRError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def read_image(source: Path | bytes, where: str) -> bytes:
+    """Return the bytes of an encoded image file.
+
+    Args:
+        source: Path of the file, or its bytes.
+        where: Where the image is named (``file:line``), for the message.
+
+    Raises:
+        CCRError: The file cannot be read, is empty, or is a git-LFS pointer instead of a picture.
+    """
+    if isinstance(source, bytes):
+        data, name = source, "the image"
+    else:
+        name = f"the image {source}"
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise CCRError(f"{where}: cannot read {name} ({error.strerror}); check the image folder.") from error
+    if not data:
+        raise CCRError(f"{where}: {name} has zero bytes; fetch it again.")
+    if data.startswith(LFS_POINTER):
+        raise CCRError(f"{where}: {name} is a git-LFS pointer, not a picture; run git lfs pull where it comes from.")
+    return data
+
+
+def open_image(source: Path | bytes, where: str, max_pixels: int = 50_000_000) -> Image.Image:
+    """Decode a picture completely and return it as RGB, upright, transparent parts on white.
+
+    Args:
+        source: Path of the file, or its bytes.
+        where: Where the image is named (``file:line``), for the message.
+        max_pixels: Larger pictures are refused from their header, before memory is spent on them.
+
+    Raises:
+        CCRError: The file is missing, empty, truncated, no picture, or too large.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGBA", (4, 2), (0, 0, 0, 0)).save(buffer, "PNG")
+        >>> image = open_image(buffer.getvalue(), where="an example")
+        >>> image.mode, image.size, image.getpixel((0, 0))
+        ('RGB', (4, 2), (255, 255, 255))
+    """
+    data = read_image(source, where)
+    name = "the image" if isinstance(source, bytes) else f"the image {source}"
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CCRError(f"{where}: {name} is far too large ({error}); make it smaller.") from error
+    except Exception as error:
+        raise CCRError(f"{where}: {name} is not a picture that Pillow can open; replace or remove it.") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise CCRError(f"{where}: {name} has {width} x {height} pixels, more than {max_pixels}; make it smaller.")
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+    except Exception as error:
+        raise CCRError(f"{where}: {name} is damaged and cannot be decoded ({error}); fetch it again.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        upon_white = Image.new("RGB", image.size, "white")
+        image = image.convert("RGBA")
+        upon_white.paste(image, mask=image)
+        return upon_white
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8 instead of scaling
+        image = image.convert("F").point(lambda level: level / 257).convert("L")
+    return image.convert("RGB")

@@ -1,0 +1,39 @@
+"""What the package asks of a source of captioned images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from ccr_lightning.types import ImageCaptions
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A collection of images with captions; any object with these members is one, nothing is registered or inherited.
+
+    A config names it by ``class_path`` and ``init_args``, so a constructor takes plain types only.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for folders, logs and tables."""
+        ...
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages of the captions, in the order of the K axis."""
+        ...
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the languages describe the same images; a rank variance over languages is undefined without it."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a short string that changes when the data or the settings change, without reading the images."""
+        ...
+
+    def records(self, split: str) -> Iterator[ImageCaptions]:
+        """Yield each image of the split once, with all its captions."""
+        ...

@@ -1,0 +1,125 @@
+"""Pictures to normalised tensors, with and without augmentation."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ccr_lightning.errors import CCRError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageTransform:
+    """Turns a picture into a square of pixels: augmented for training, only resized for evaluation.
+
+    The paper trains with ``crop_scale=(0.2, 1.0)``, ``horizontal_flip=True`` and ``rand_augment=True`` (RandAugment with 2
+    operations of magnitude 7, here torchvision's, which also recolours). Flips and colours are off by default: they make
+    captions that name a side or a colour false.
+
+    Args:
+        image_size: Width and height of the result in pixels.
+        crop_scale: Smallest and largest share of the area that a random training crop keeps, its aspect ratio between
+            3/4 and 4/3; ``(1.0, 1.0)`` keeps the whole picture.
+        horizontal_flip: Mirror every second training picture, at random.
+        rand_augment: Apply RandAugment(2, 7) to training pictures.
+        mean: Mean of each colour channel, CLIP's by default.
+        std: Standard deviation of each colour channel, CLIP's by default.
+
+    Example:
+        >>> transform = ImageTransform(image_size=32)
+        >>> picture = Image.new("RGB", (64, 48), "red")
+        >>> pixels = transform.train(picture, seed=0)
+        >>> pixels.shape, pixels.dtype
+        ((32, 32, 3), dtype('uint8'))
+        >>> transform.normalize(np.stack([pixels, transform.evaluate(picture)])).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        crop_scale: tuple[float, float] = (0.8, 1.0),
+        horizontal_flip: bool = False,
+        rand_augment: bool = False,
+        mean: tuple[float, float, float] = CLIP_MEAN,
+        std: tuple[float, float, float] = CLIP_STD,
+    ) -> None:
+        if image_size < 1:
+            raise CCRError(f"ImageTransform got image_size {image_size}; give a number of pixels.")
+        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise CCRError(f"ImageTransform got crop_scale {crop_scale}; give two rising shares of the area in (0, 1].")
+        if min(std) <= 0:
+            raise CCRError(f"ImageTransform got std {std}; give positive numbers.")
+        self.image_size = image_size
+        self.crop_scale = (crop_scale[0], crop_scale[1])
+        self.horizontal_flip = horizontal_flip
+        self._rand_augment = _rand_augment() if rand_augment else None
+        # pixel / 255, minus the mean, over the deviation, as one multiplication and one addition
+        self._scale = 1 / (255 * torch.tensor(std)).view(3, 1, 1)
+        self._shift = -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+
+    def train(self, image: Image.Image, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return the augmented ``(H, W, 3)`` pixels of an RGB picture, a function of the picture and the seed."""
+        rng = random.Random(seed)
+        if self.crop_scale != (1.0, 1.0):
+            image = image.resize(
+                (self.image_size, self.image_size),
+                Image.Resampling.BICUBIC,
+                _crop_box(*image.size, self.crop_scale, rng),
+            )
+        if self.horizontal_flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self._rand_augment is not None:
+            image = _with_torch_seed(self._rand_augment, image, rng.getrandbits(63))
+        return self.evaluate(image)
+
+    def evaluate(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return the ``(H, W, 3)`` pixels of an RGB picture, resized to the square (bicubic)."""
+        if image.size != (self.image_size, self.image_size):
+            image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+    def normalize(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+        """Return ``(B, H, W, 3)`` pixels as ``(B, 3, H, W)`` floats with the mean taken off, over the deviation."""
+        channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return channels_first.float().mul_(self._scale).add_(self._shift)
+
+
+def _crop_box(width: int, height: int, scale: Sequence[float], rng: random.Random) -> tuple[float, float, float, float]:
+    """Draw a box of a share of the area and an aspect ratio from 3/4 to 4/3, log-uniform; at last the whole picture."""
+    for _ in range(10):
+        area = width * height * rng.uniform(scale[0], scale[1])
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, top, left + w, top + h
+    return 0.0, 0.0, float(width), float(height)
+
+
+def _rand_augment() -> Any:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import RandAugment
+
+    return RandAugment(num_ops=2, magnitude=7, interpolation=InterpolationMode.BILINEAR)
+
+
+def _with_torch_seed(transform: Any, image: Image.Image, seed: int) -> Image.Image:
+    """Apply a transform that draws from torch's CPU generator, and leave that generator as it was."""
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        result: Image.Image = transform(image)
+    finally:
+        generator.set_state(state)
+    return result

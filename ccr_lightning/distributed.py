@@ -1,0 +1,105 @@
+"""The only file that talks to ``torch.distributed``; without a process group everything behaves as a group of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process in the group, from 0.
+
+    Example:
+        >>> rank()
+        0
+    """
+    return dist.get_rank() if _in_group() else 0
+
+
+def world_size() -> int:
+    """Number of processes in the group.
+
+    Example:
+        >>> world_size()
+        1
+    """
+    return dist.get_world_size() if _in_group() else 1
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenates the tensors of all ranks along dimension 0, in rank order, without gradient.
+
+    Every rank has to call it with the same shape and dtype (any dtype, bool and integers too). In a group of one it
+    returns the input itself, detached.
+
+    Example:
+        >>> gather(torch.tensor([True, False]))
+        tensor([ True, False])
+    """
+    tensor = tensor.detach()
+    if world_size() == 1:
+        return tensor
+    gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    return gathered
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        own = grad.new_empty((grad.shape[0] // world_size(), *grad.shape[1:]))
+        dist.reduce_scatter_tensor(own, grad.contiguous())
+        return own
+
+
+def gather_with_grad(tensor: Tensor) -> Tensor:
+    """Concatenates the tensors of all ranks along dimension 0, in rank order, with the gradient of all ranks.
+
+    The backward pass sums over ranks the gradient of this rank's slice, because every rank's loss may use it: keeping
+    only the own part would lose what the other ranks' losses say about this rank's tensor. Every rank has to call it
+    with the same shape and dtype, and to run the backward pass. In a group of one it returns the input itself.
+
+    Example:
+        >>> embeds = torch.ones(2, 3, requires_grad=True)
+        >>> gather_with_grad(embeds) is embeds
+        True
+    """
+    if world_size() == 1:
+        return tensor
+    gathered: Tensor = _GatherWithGrad.apply(tensor)
+    return gathered
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    """This rank's share of a mean over the items of all ranks: ``total * world size / sum of counts``.
+
+    The mean over ranks of these shares (and so the gradient that ``DistributedDataParallel`` averages) is that of
+    ``sum of totals / sum of counts``, however unevenly the items are spread. A mean of each rank's own mean is not.
+
+    Args:
+        total: Scalar, the sum over this rank's items; carries the gradient.
+        count: Scalar, the number of this rank's items.
+
+    Returns:
+        Scalar; 0, still attached to the graph of ``total``, if no rank has an item.
+
+    Example:
+        >>> global_mean(torch.tensor(6.0), torch.tensor(4))
+        tensor(1.5000)
+    """
+    count = count.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(count)
+    return total * world_size() / count.clamp(min=1)

@@ -1,0 +1,1 @@
+"""The paper's equations: tensors in, tensors out, without state or process groups."""

@@ -1,0 +1,126 @@
+"""The fusion encoder, which reads a caption while looking at an image, and the heads on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ccr_lightning.models.transformer import CrossTransformerLayer, KeysValues, attendable, init_parameters
+
+
+class FusionEncoder(nn.Module):
+    """Transformer layers over a caption's token states, with cross-attention to an image's.
+
+    "1-to-K contrastive learning" (Nie et al., KDD 2024) takes six layers of width 1024 with 16 heads and a
+    feed-forward width of 4096, over images of width 1024.
+
+    Args:
+        hidden_size: Width C of the text states.
+        layers: Number of layers.
+        heads: Attention heads per layer, a divisor of ``hidden_size``.
+        feed_forward_size: Width inside the feed-forward part.
+        image_width: Width of the image states.
+        dropout: Probability, for attention weights and the output of each part of a layer.
+
+    Attributes:
+        width: ``hidden_size``.
+        image_width: Width of the image states.
+
+    Raises:
+        CCRError: If ``heads`` does not divide ``hidden_size``.
+
+    Example:
+        >>> fusion = FusionEncoder(8, layers=1, heads=2, feed_forward_size=32, image_width=6).eval()
+        >>> text_states, mask = torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
+        >>> image_states = torch.randn(1, 5, 6)
+        >>> fused = fusion(text_states, mask, image_states.expand(3, -1, -1))
+        >>> kept = fusion.keys_values(image_states)  # once per image, whatever the number of captions
+        >>> torch.testing.assert_close(fusion.attend(text_states, mask, kept), fused)
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        layers: int,
+        heads: int,
+        feed_forward_size: int,
+        image_width: int,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.width = hidden_size
+        self.image_width = image_width
+        self.layers = nn.ModuleList(
+            CrossTransformerLayer(hidden_size, heads, feed_forward_size, image_width, dropout) for _ in range(layers)
+        )
+        self.apply(init_parameters)
+
+    def keys_values(self, image_states: Tensor) -> list[KeysValues]:
+        """Computes what each layer looks at in images, (N, 1 + P, image_width): all that fusion needs of them."""
+        layers = cast("list[CrossTransformerLayer]", self.layers)
+        return [layer.cross_attention.keys_values(image_states) for layer in layers]
+
+    def attend(self, text_states: Tensor, attention_mask: Tensor, image: Sequence[KeysValues]) -> Tensor:
+        """Fuses captions with the :meth:`keys_values` of N images, or of one for all captions; else as the call."""
+        mask = attendable(attention_mask)
+        for layer, keys_values in zip(self.layers, image, strict=True):
+            text_states = layer(text_states, mask, keys_values)
+        return text_states
+
+    def forward(self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+        """Fuses N captions with N images, pair by pair.
+
+        Args:
+            text_states: (N, L, C).
+            attention_mask: (N, L) bool, True for tokens.
+            image_states: (N, 1 + P, image_width).
+
+        Returns:
+            Fused states (N, L, C).
+        """
+        return self.attend(text_states, attention_mask, self.keys_values(image_states))
+
+
+class MatchingHead(nn.Module):
+    """Scores whether caption and image belong together, from the first fused state.
+
+    Example:
+        >>> MatchingHead(8)(torch.randn(3, 4, 8)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, 2 * hidden_size)
+        self.norm = nn.LayerNorm(2 * hidden_size)
+        self.output = nn.Linear(2 * hidden_size, 2)
+        self.apply(init_parameters)
+
+    def forward(self, fused_states: Tensor) -> Tensor:
+        """Computes logits (N, 2) of fused states (N, L, C); class 1 is a match."""
+        logits: Tensor = self.output(F.gelu(self.norm(self.dense(fused_states[:, 0]))))
+        return logits
+
+
+class MaskedLMHead(nn.Module):
+    """Predicts tokens from fused states, as XLM-R does: with the word embeddings as output layer.
+
+    Example:
+        >>> MaskedLMHead(8, vocab_size=50)(torch.randn(3, 4, 8), torch.randn(50, 8)).shape
+        torch.Size([3, 4, 50])
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.apply(init_parameters)
+
+    def forward(self, fused_states: Tensor, word_embeddings: Tensor) -> Tensor:
+        """Computes logits (..., V) of states (..., C), with the word embeddings (V, C)."""
+        return F.linear(self.norm(F.gelu(self.dense(fused_states))), word_embeddings, self.bias)

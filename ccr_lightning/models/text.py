@@ -1,0 +1,97 @@
+"""The text encoder: captions to token states."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ccr_lightning.errors import CCRError
+from ccr_lightning.models.transformer import TransformerLayer, attendable, init_parameters
+
+
+class TextEncoder(nn.Module):
+    """A post-norm transformer encoder, XLM-R without its token types, whose positions start at 0.
+
+    "1-to-K contrastive learning" (Nie et al., KDD 2024) takes six layers of width 1024 with 16 heads and a
+    feed-forward width of 4096, a vocabulary of 250,002 and 514 positions. The defaults are a small model.
+
+    Args:
+        vocab_size: Number of token ids.
+        hidden_size: Width C of the token states.
+        layers: Number of layers.
+        heads: Attention heads per layer, a divisor of ``hidden_size``.
+        feed_forward_size: Width inside the feed-forward part.
+        max_positions: Most tokens of a caption.
+        dropout: Probability, for embeddings, attention weights and the output of each part of a layer.
+        pad_token_id: Token whose embedding is zero at first and not trained.
+
+    Attributes:
+        width: ``hidden_size``.
+        vocab_size: Number of token ids.
+        max_positions: Most tokens of a caption.
+
+    Raises:
+        CCRError: If ``heads`` does not divide ``hidden_size`` or ``pad_token_id`` is not in the vocabulary.
+
+    Example:
+        >>> import torch
+        >>> encoder = TextEncoder(vocab_size=50, hidden_size=8, heads=2, feed_forward_size=32)
+        >>> encoder(torch.tensor([[0, 11, 2], [0, 2, 1]]), torch.tensor([[True] * 3, [True, True, False]])).shape
+        torch.Size([2, 3, 8])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        feed_forward_size: int = 512,
+        max_positions: int = 64,
+        dropout: float = 0.1,
+        pad_token_id: int = 1,
+    ) -> None:
+        super().__init__()
+        if not 0 <= pad_token_id < vocab_size:
+            raise CCRError(f"pad_token_id={pad_token_id} is not in a vocabulary of {vocab_size}: pass the tokenizer's.")
+        self.width = hidden_size
+        self.vocab_size = vocab_size
+        self.max_positions = max_positions
+        self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_token_id)
+        self.position_embeddings = nn.Embedding(max_positions, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(hidden_size, heads, feed_forward_size, dropout) for _ in range(layers)
+        )
+        self.apply(init_parameters)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encodes captions, each with its first token at position 0 and its padding at the end.
+
+        Args:
+            input_ids: (N, L) int64.
+            attention_mask: (N, L) bool, True for tokens. Rows without any give finite states that mean nothing.
+
+        Returns:
+            Token states (N, L, C).
+
+        Raises:
+            CCRError: If the captions are longer than ``max_positions``, or the mask does not fit.
+        """
+        if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape:
+            raise CCRError(
+                f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} do not fit: "
+                "pass both as (N, L)."
+            )
+        length = input_ids.shape[1]
+        if length > self.max_positions:
+            raise CCRError(
+                f"a caption has {length} tokens and the text encoder {self.max_positions} positions: "
+                "truncate the captions or raise max_positions."
+            )
+        mask = attendable(attention_mask)
+        embeddings = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
+        states: Tensor = self.dropout(self.norm(embeddings))
+        for layer in self.layers:
+            states = layer(states, mask)
+        return states

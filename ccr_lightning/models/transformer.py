@@ -1,0 +1,190 @@
+"""Post-norm transformer layers as in XLM-R: bidirectional, with cross-attention whose keys and values can be kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ccr_lightning.errors import CCRError
+
+
+class KeysValues(NamedTuple):
+    """What an attention layer looks at: S tokens, split into H heads of width C / H."""
+
+    keys: Tensor  # (N, H, S, C / H)
+    values: Tensor  # (N, H, S, C / H)
+
+
+def init_parameters(module: nn.Module) -> None:
+    """Gives a module XLM-R's initial parameters (use with ``apply``): N(0, 0.02) weights, zero biases and padding."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()
+
+
+def attendable(attention_mask: Tensor) -> Tensor:
+    """Turns a padding mask into the mask of an attention layer: True where a token may be looked at.
+
+    The first token may always be looked at. It is part of every caption, so this changes nothing but rows of padding
+    only (a caption that is missing), which would otherwise have nothing to look at and become NaN.
+
+    Args:
+        attention_mask: (N, L) bool, True for tokens.
+
+    Returns:
+        (N, 1, 1, L) bool.
+
+    Raises:
+        CCRError: If the mask is not boolean or not (N, L).
+
+    Example:
+        >>> attendable(torch.tensor([[True, True, False], [False, False, False]])).tolist()
+        [[[[True, True, False]]], [[[True, False, False]]]]
+    """
+    if attention_mask.dtype != torch.bool or attention_mask.ndim != 2:
+        raise CCRError(
+            f"attention_mask is {attention_mask.dtype} of shape {tuple(attention_mask.shape)}: "
+            "pass torch.bool of shape (N, L), True for tokens."
+        )
+    mask = attention_mask.clone()
+    mask[:, 0] = True
+    return mask[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Multi-head attention, then dropout, residual connection and layer normalisation.
+
+    It is bidirectional. The keys and values come from :meth:`keys_values`: from the hidden states themselves for
+    self-attention, from other tokens, which may have another width, for cross-attention. They can be computed once and
+    used for many hidden states.
+
+    Args:
+        hidden_size: Width C of the hidden states.
+        heads: Number of heads H, a divisor of C.
+        context_size: Width of the tokens that are looked at; C if absent.
+        dropout: Probability, for the attention weights and for the output.
+
+    Raises:
+        CCRError: If C is not a multiple of H.
+
+    Example:
+        >>> attention = Attention(8, heads=2, context_size=6)
+        >>> image = attention.keys_values(torch.randn(1, 5, 6))
+        >>> attention(torch.randn(3, 4, 8), image).shape  # three captions look at one image
+        torch.Size([3, 4, 8])
+    """
+
+    def __init__(self, hidden_size: int, heads: int, context_size: int | None = None, dropout: float = 0.1) -> None:
+        super().__init__()
+        if hidden_size % heads:
+            raise CCRError(f"hidden_size={hidden_size} cannot be split into {heads} heads: choose a divisor of it.")
+        self.heads = heads
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(context_size or hidden_size, hidden_size)
+        self.value = nn.Linear(context_size or hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        rows, length, width = states.shape
+        return states.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Computes keys and values of the tokens that are looked at, (N, S, context_size)."""
+        return KeysValues(self._split_heads(self.key(context)), self._split_heads(self.value(context)))
+
+    def forward(self, hidden: Tensor, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """Attends, and adds the result to the hidden states.
+
+        Args:
+            hidden: (N, L, C).
+            keys_values: Of N rows, or of a single one that all rows share.
+            mask: Bool, broadcastable to (N, H, L, S), True where to look; absent: everywhere.
+
+        Returns:
+            (N, L, C).
+        """
+        attended = F.scaled_dot_product_attention(
+            self._split_heads(self.query(hidden)),
+            keys_values.keys.expand(len(hidden), -1, -1, -1),
+            keys_values.values.expand(len(hidden), -1, -1, -1),
+            mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        output: Tensor = self.norm(hidden + self.dropout(self.output(attended.transpose(1, 2).flatten(2))))
+        return output
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, then dropout, residual connection and layer normalisation.
+
+    Example:
+        >>> FeedForward(8, feed_forward_size=32)(torch.randn(3, 4, 8)).shape
+        torch.Size([3, 4, 8])
+    """
+
+    def __init__(self, hidden_size: int, feed_forward_size: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.intermediate = nn.Linear(hidden_size, feed_forward_size)
+        self.output = nn.Linear(feed_forward_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Transforms each token, (..., C) to (..., C)."""
+        output: Tensor = self.norm(hidden + self.dropout(self.output(F.gelu(self.intermediate(hidden)))))
+        return output
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, then feed-forward.
+
+    Example:
+        >>> layer = TransformerLayer(8, heads=2, feed_forward_size=32)
+        >>> layer(torch.randn(3, 4, 8), attendable(torch.ones(3, 4, dtype=torch.bool))).shape
+        torch.Size([3, 4, 8])
+    """
+
+    def __init__(self, hidden_size: int, heads: int, feed_forward_size: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.attention = Attention(hidden_size, heads, dropout=dropout)
+        self.feed_forward = FeedForward(hidden_size, feed_forward_size, dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Transforms hidden states (N, L, C), with a mask as of :func:`attendable`."""
+        hidden = self.attention(hidden, self.attention.keys_values(hidden), mask)
+        output: Tensor = self.feed_forward(hidden)
+        return output
+
+
+class CrossTransformerLayer(nn.Module):
+    """Self-attention, cross-attention to a context, then feed-forward.
+
+    Example:
+        >>> layer = CrossTransformerLayer(8, heads=2, feed_forward_size=32, context_size=6)
+        >>> context = layer.cross_attention.keys_values(torch.randn(3, 5, 6))
+        >>> layer(torch.randn(3, 4, 8), attendable(torch.ones(3, 4, dtype=torch.bool)), context).shape
+        torch.Size([3, 4, 8])
+    """
+
+    def __init__(
+        self, hidden_size: int, heads: int, feed_forward_size: int, context_size: int, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(hidden_size, heads, dropout=dropout)
+        self.cross_attention = Attention(hidden_size, heads, context_size, dropout)
+        self.feed_forward = FeedForward(hidden_size, feed_forward_size, dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor, context: KeysValues) -> Tensor:
+        """Transforms hidden states (N, L, C), given :func:`attendable` and the context's keys and values."""
+        hidden = self.attention(hidden, self.attention.keys_values(hidden), mask)
+        output: Tensor = self.feed_forward(self.cross_attention(hidden, context))
+        return output

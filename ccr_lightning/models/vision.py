@@ -1,0 +1,135 @@
+"""The image encoder: any timm model, to token states."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ccr_lightning.errors import CCRError
+
+
+def _known(name: str) -> bool:
+    """Whether timm has a model of this name and, after a dot, weights of this tag."""
+    try:
+        return timm.is_model(name) and timm.get_pretrained_cfg(name) is not None
+    except RuntimeError:
+        return False
+
+
+def _weights_overlay(path: str, classifier: str | None) -> dict[str, Any]:
+    """Points timm to a file of weights, such that a file which lacks or adds anything but a classifier is refused."""
+    if not Path(path).is_file():
+        raise CCRError(f"{path}: there is no such file of image encoder weights; correct pretrained_file.")
+    ends = {f"{layer}.{leaf}" for layer in (classifier, "head", "head.fc") for leaf in ("weight", "bias")}
+    weights = {key: value for key, value in timm.models.load_state_dict(path).items() if key not in ends}
+    # Without num_classes timm sees two kinds of classifier and loads whatever happens to fit.
+    return {"state_dict": weights, "num_classes": 0}
+
+
+def _drop_pooling_head(backbone: Any) -> None:
+    """Removes what timm applies after the patch tokens; its parameters would never receive a gradient."""
+    heads = ["head", "fc_norm", "attn_pool"]
+    if backbone.head_hidden_size != backbone.num_features:  # MobileNetV3 and its kind: convolutions after pooling
+        heads += ["conv_head", "norm_head"]
+    for head in heads:
+        if getattr(backbone, head, None) is not None:
+            setattr(backbone, head, nn.Identity())
+
+
+class ImageEncoder(nn.Module):
+    """A timm model that returns its patch tokens, led by their mean.
+
+    "1-to-K contrastive learning" (Nie et al., KDD 2024) takes ``swin_base_patch4_window7_224`` (P = 49 patches of width
+    1024) for pre-training. Models that do not normalise their last features, such as ConvNeXt, get a layer
+    normalisation of their own; class and register tokens are left out.
+
+    Args:
+        name: timm's model name, with or without a weights tag.
+        image_size: Height and width of the images.
+        pretrained: Whether to start from timm's weights (from the Hugging Face hub or its cache).
+        pretrained_file: File with weights to start from instead, in timm's or the original layout of the model; a
+            classifier in it is ignored.
+        drop_path_rate: Stochastic depth; None for models of timm that know none.
+        model_args: More arguments of the timm model, for example its depths and widths.
+
+    Attributes:
+        width: Width C of the states.
+        image_size: Height and width of the images.
+        pretrained: Whether the weights come from a file or the hub.
+
+    Raises:
+        CCRError: If timm knows no such model or cannot build it like this, or if the weights are missing or others.
+
+    Example:
+        >>> encoder = ImageEncoder("test_convnext", image_size=64)
+        >>> encoder(torch.randn(2, 3, 64, 64)).shape  # 4 patches
+        torch.Size([2, 5, 64])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        pretrained: bool = False,
+        pretrained_file: str | None = None,
+        drop_path_rate: float | None = 0.0,
+        model_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not _known(name):
+            close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
+            raise CCRError(f"timm has no image model {name!r}: choose one of its models, {', '.join(close) or 'any'}.")
+        config = timm.get_pretrained_cfg(name)
+        args: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path_rate}
+        if config.fixed_input_size:
+            args["img_size"] = image_size
+        if pretrained_file is not None:
+            args["pretrained_cfg_overlay"] = _weights_overlay(pretrained_file, config.classifier)
+        self.width: int
+        self.image_size = image_size
+        self.pretrained = pretrained or pretrained_file is not None
+        try:
+            backbone: Any = timm.create_model(name, pretrained=self.pretrained, **(args | (model_args or {})))
+        except Exception as error:  # timm and the hub raise anything from TypeError to OSError
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CCRError(
+                f"timm cannot build {name!r} for images of {image_size} px "
+                f"(weights: {pretrained_file or pretrained}, model_args: {model_args}): {reason}"
+            ) from error
+        backbone.pretrained_cfg.pop("state_dict", None)  # or it would keep a second copy of the weights
+        _drop_pooling_head(backbone)
+        self.backbone = backbone
+        self.width = backbone.num_features
+        normed = isinstance(getattr(backbone, "norm", None), nn.LayerNorm)
+        self.norm = nn.Identity() if normed else nn.LayerNorm(self.width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encodes normalised images (B, 3, H, W).
+
+        Returns:
+            States (B, 1 + P, C): the mean of the normalised patch tokens, then these, row by row.
+
+        Raises:
+            CCRError: If the images are not of the encoder's size.
+        """
+        size = (3, self.image_size, self.image_size)
+        if images.shape[1:] != size:
+            raise CCRError(
+                f"the images are {tuple(images.shape[1:])} and the image encoder takes {size}: "
+                "resize them or set its image_size."
+            )
+        # Depthwise convolutions on a CPU are twice as fast in this layout, and no model is slower.
+        tokens = self.backbone.forward_features(images.contiguous(memory_format=torch.channels_last))
+        if tokens.ndim == 3:
+            tokens = tokens[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            tokens = tokens.flatten(1, 2)
+        else:
+            tokens = tokens.flatten(2).transpose(1, 2)
+        tokens = self.norm(tokens)
+        return torch.cat([tokens.mean(1, keepdim=True), tokens], 1)

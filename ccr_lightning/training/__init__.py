@@ -1,0 +1,1 @@
+"""Training: the LightningModule, the optimiser and its schedule, checkpoints and run folders."""

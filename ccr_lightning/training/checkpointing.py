@@ -1,0 +1,121 @@
+"""Checkpoints that are whole or absent, and the folder of a run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from ccr_lightning.errors import CCRError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, syncs it to disk, then renames it.
+
+    A crash or a full disk leaves the previous checkpoint as it was and nothing incomplete under the final name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Saves ``checkpoint`` at ``path``.
+
+        Raises:
+            CCRError: If the file cannot be written; it names the cause.
+        """
+        target = Path(path)
+        temporary: str | None = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(target)
+        except (OSError, RuntimeError) as error:
+            raise CCRError(
+                f"{target}: the checkpoint could not be written ({error}); free some space or choose another --runs_dir."
+            ) from error
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
+
+def explain_mismatch(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str | None:
+    """Says in one sentence how a checkpoint's tensors differ from a model's, or returns None if they fit.
+
+    Example:
+        >>> explain_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3)})
+        "the checkpoint is of another architecture: 1 of 1 tensors differ, first 'a' (2,) in the model and (3,) in the checkpoint; use the config.yaml of the run that made it."
+    """
+    names = list(dict.fromkeys([*model, *checkpoint]))
+
+    def size(tensors: Mapping[str, Any], name: str) -> str:
+        return str(tuple(tensors[name].shape)) if name in tensors else "missing"
+
+    different = [name for name in names if size(model, name) != size(checkpoint, name)]
+    if not different:
+        return None
+    first = different[0]
+    return (
+        f"the checkpoint is of another architecture: {len(different)} of {len(names)} tensors differ, first {first!r} "
+        f"{size(model, first)} in the model and {size(checkpoint, first)} in the checkpoint; "
+        "use the config.yaml of the run that made it."
+    )
+
+
+class RunFolder:
+    """The folder of a run: ``config.yaml``, ``checkpoints/{best,last}.ckpt``, ``metrics.csv``, ``results.json``.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best.ckpt"
+        self.last = self.checkpoints / "last.ckpt"
+        self.config = path / "config.yaml"
+
+    def resume_from(self, resume: str | None) -> Path | None:
+        """Finds the checkpoint to start from.
+
+        Args:
+            resume: None (a new run), ``auto`` (the last checkpoint if there is one), ``must`` (the last checkpoint), or
+                the path of a checkpoint.
+
+        Returns:
+            The checkpoint, or None for a new run.
+
+        Raises:
+            CCRError: If a new run would overwrite one, or the checkpoint is not there.
+
+        Example:
+            >>> RunFolder(Path("runs/nowhere")).resume_from("must")
+            Traceback (most recent call last):
+            ...
+            ccr_lightning.errors.CCRError: --resume must: runs/nowhere has no checkpoints/last.ckpt; check --name, or pass --resume auto to start anew.
+        """
+        if resume is None:
+            if self.last.exists():
+                raise CCRError(
+                    f"{self.path} already holds a run: pass --resume auto to continue it, or another --name for a new one."
+                )
+            return None
+        if resume == "auto":
+            return self.last if self.last.exists() else None
+        if resume == "must":
+            if not self.last.exists():
+                raise CCRError(
+                    f"--resume must: {self.path} has no checkpoints/last.ckpt; check --name, or pass --resume auto to "
+                    "start anew."
+                )
+            return self.last
+        if not Path(resume).is_file():
+            raise CCRError(f"--resume {resume}: there is no such checkpoint; pass auto, must or the path of one.")
+        return Path(resume)

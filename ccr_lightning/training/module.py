@@ -1,0 +1,307 @@
+"""The LightningModule: wires the model, the losses, the metrics and the optimiser; holds no formula."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from ccr_lightning import distributed
+from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation.rerank import StateBank, rerank
+from ccr_lightning.evaluation.results import retrieval_results
+from ccr_lightning.functional.contrastive import draw_one_caption
+from ccr_lightning.functional.masking import mask_tokens, masked_lm_loss
+from ccr_lightning.functional.matching import MatchingDraw, PositiveLanguage, draw_matching, matching_loss
+from ccr_lightning.losses import ContrastiveLoss, Objective
+from ccr_lightning.metrics import RetrievalRanks
+from ccr_lightning.models.retriever import Encoded, Retriever
+from ccr_lightning.training.checkpointing import explain_mismatch
+from ccr_lightning.training.optim import linear_warmup_decay, parameter_groups
+from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
+
+
+class RetrievalModule(LightningModule):
+    """Trains and tests a :class:`~ccr_lightning.models.retriever.Retriever` (Nie et al., KDD 2024).
+
+    The training loss is ``contrastive_weight * contrastive + matching_weight * matching + masked_lm_weight * masked-LM``;
+    a weight of 0 switches a loss off and saves its cost. Under ddp the gradient is that of one process with the whole
+    batch (matching draws its negatives on each device, as in the paper).
+
+    Args:
+        retriever: The model.
+        objective: ``one_to_k`` (the paper's), or what it is compared with: ``one_to_one`` (one random language per
+            image and step) or ``english_pivot`` (image-pivot and pivot-other).
+        text_to_image_weight: Weight of text→image in ``one_to_k``; 1/K is that of the authors' code.
+        pivot_language: The pivot of ``english_pivot``.
+        contrastive_weight: Weight of the contrastive loss.
+        matching_weight: Weight of the matching loss with hard negatives.
+        masked_lm_weight: Weight of the masked-LM loss.
+        positive_language: How matching chooses the language of an image's positive text.
+        mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
+        lr: Peak learning rate.
+        new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
+        weight_decay: AdamW's weight decay of matrices.
+        betas: AdamW's betas.
+        warmup_fraction: Share of the steps that warms the learning rate up; afterwards it decays linearly to 0.
+        rerank_depth: ``test`` orders the best so many candidates of each query by the matching head; 0 = not at all.
+        mrv_languages: The languages over which MRV is measured; by default all of the data's.
+        seed: Seeds dropout and the draws of each step, together with the step's number.
+
+    Raises:
+        CCRError: If a setting makes no sense, or does not suit the model or the data.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        objective: Objective = "one_to_k",
+        text_to_image_weight: float = 1.0,
+        pivot_language: str = "en",
+        contrastive_weight: float = 1.0,
+        matching_weight: float = 1.0,
+        masked_lm_weight: float = 1.0,
+        positive_language: PositiveLanguage = "least_likely",
+        mask_rate: float = 0.4,
+        lr: float = 1e-4,
+        new_lr_scale: float = 2.0,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.98),
+        warmup_fraction: float = 0.03,
+        rerank_depth: int = 0,
+        mrv_languages: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (matching_weight or masked_lm_weight or rerank_depth) and retriever.fusion is None:
+            raise CCRError(
+                "matching, masked-LM and re-ranking need a fusion encoder: give the retriever one, or set "
+                "matching_weight, masked_lm_weight and rerank_depth to 0."
+            )
+        self.retriever = retriever
+        self.contrastive = ContrastiveLoss(
+            objective, text_to_image_weight=text_to_image_weight, pivot_language=pivot_language
+        )
+        self.loss_weights = {
+            "contrastive": contrastive_weight,
+            "matching": matching_weight,
+            "masked_lm": masked_lm_weight,
+        }
+        self.positive_language = positive_language
+        self.mask_rate = mask_rate
+        self.lr = lr
+        self.new_lr_scale = new_lr_scale
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_fraction = warmup_fraction
+        self.rerank_depth = rerank_depth
+        self.mrv_languages = mrv_languages
+        self.seed = seed
+        self.ranks = RetrievalRanks()
+        self.results: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Checks that the data's tokeniser and languages suit the model."""
+        data = self._data
+        size = self.retriever.text_encoder.vocab_size
+        if data.tokenizer.vocab_size > size:
+            raise CCRError(
+                f"the tokeniser has {data.tokenizer.vocab_size} tokens but the text encoder only {size}: set "
+                "model.retriever's text_encoder.vocab_size to at least the tokeniser's size."
+            )
+        unknown = [language for language in self.mrv_languages or () if language not in data.languages]
+        if unknown:
+            raise CCRError(
+                f"model.mrv_languages names {unknown[0]!r}, which is not among the data's languages "
+                f"{', '.join(data.languages)}: remove it."
+            )
+        if self.rerank_depth and self.trainer.world_size > 1:
+            raise CCRError("re-ranking runs on one device: pass --trainer.devices 1, or --model.rerank_depth 0.")
+
+    @property
+    def _data(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise CCRError("RetrievalModule takes languages and tokeniser from a CaptionDataModule: pass datamodule=.")
+        return data
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the step's random draws a function of (seed, step, rank), so that a resumed run repeats them."""
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
+        self.retriever.clamp_temperature_()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Computes the weighted sum of the losses that are switched on."""
+        if self.contrastive.objective == "one_to_one":
+            batch = _keep_one_caption(batch)
+        images = self.retriever.encode_image(batch.images)
+        texts = self.retriever.encode_text(batch.input_ids, batch.attention_mask)
+        weights = self.loss_weights
+        losses: dict[str, Tensor] = {}
+        if weights["contrastive"]:
+            losses["contrastive"] = self.contrastive(
+                images.embeds,
+                texts.embeds,
+                self.retriever.logit_scale,
+                caption_mask=batch.caption_mask,
+                image_ids=batch.image_ids,
+                languages=batch.languages,
+            )
+        if weights["matching"] or weights["masked_lm"]:
+            draw = draw_matching(
+                images.embeds,
+                texts.embeds,
+                self.retriever.logit_scale,
+                caption_mask=batch.caption_mask,
+                image_ids=batch.image_ids,
+                positive_language=self.positive_language,
+            )
+            n_images, n_languages = batch.caption_mask.shape
+            positive_text = torch.arange(n_images, device=draw.language.device) * n_languages + draw.language
+            if weights["matching"]:
+                losses["matching"] = self._matching_loss(batch, images, texts, draw, positive_text)
+            if weights["masked_lm"]:
+                losses["masked_lm"] = self._masked_lm_loss(batch, images, positive_text)
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        logged = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(logged, batch_size=len(batch.images))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.images))
+        self.log("train/temperature", self.retriever.temperature.detach(), batch_size=len(batch.images))
+        return loss
+
+    def _matching_loss(
+        self, batch: Batch, images: Encoded, texts: Encoded, draw: MatchingDraw, positive_text: Tensor
+    ) -> Tensor:
+        rows = torch.cat([positive_text, positive_text, draw.negative_text])
+        image_states = torch.cat([images.states, images.states[draw.negative_image], images.states])
+        fused = self.retriever.fuse(
+            texts.states.flatten(0, 1)[rows], batch.attention_mask.flatten(0, 1)[rows], image_states
+        )
+        return distributed.global_mean(*matching_loss(self.retriever.match_logits(fused), draw.valid))
+
+    def _masked_lm_loss(self, batch: Batch, images: Encoded, positive_text: Tensor) -> Tensor:
+        tokenizer: CaptionTokenizer = self._data.tokenizer
+        input_ids = batch.input_ids.flatten(0, 1)[positive_text]
+        attention_mask = batch.attention_mask.flatten(0, 1)[positive_text]
+        special = torch.tensor(tokenizer.special_token_ids, device=input_ids.device)
+        masked = mask_tokens(
+            input_ids,
+            attention_mask & ~torch.isin(input_ids, special),
+            mask_token_id=tokenizer.mask_token_id,
+            vocab_size=tokenizer.vocab_size,
+            rate=self.mask_rate,
+        )
+        states = self.retriever.encode_text(masked.input_ids, attention_mask).states
+        fused = self.retriever.fuse(states, attention_mask, images.states)
+        hidden = masked.targets >= 0
+        logits = self.retriever.masked_lm_logits(fused[hidden])
+        return distributed.global_mean(*masked_lm_loss(logits, masked.targets[hidden]))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the paper's parameter groups, linear warm-up and decay over the whole training."""
+        groups = parameter_groups(
+            self.retriever,
+            self.lr,
+            self.weight_decay,
+            new_parameters=self.retriever.new_parameters(),
+            new_lr_scale=self.new_lr_scale,
+        )
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = linear_warmup_decay(optimizer, total_steps, self.warmup_fraction)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validation_step(self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Encodes the batch and adds it to the ranks."""
+        self._accumulate(batch)
+
+    def test_step(self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Encodes the batch and adds it to the ranks, and to the states to re-rank with."""
+        encoded = self._accumulate(batch)
+        if self.rerank_depth:
+            self._bank.add(batch, encoded)
+
+    def predict_step(self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Returns the embeddings of the batch's images or captions, (B, D)."""
+        return self._encode(batch).embeds
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts with empty ranks."""
+        self.ranks.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Starts with empty ranks and states."""
+        self.ranks.reset()
+        self._bank = StateBank()
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores the validation split with the test's own code."""
+        self._score("val", self.ranks.compute())
+
+    def on_test_epoch_end(self) -> None:
+        """Scores the test split, after re-ranking if asked for."""
+        ranks = self.ranks.compute()
+        if self.rerank_depth:
+            ranks = rerank(self.retriever, self._bank, self.rerank_depth)
+        self._score("test", ranks)
+
+    def _encode(self, batch: ImageBatch | CaptionBatch) -> Encoded:
+        if isinstance(batch, ImageBatch):
+            return self.retriever.encode_image(batch.images)
+        return self.retriever.encode_text(batch.input_ids, batch.attention_mask)
+
+    def _accumulate(self, batch: ImageBatch | CaptionBatch) -> Encoded:
+        encoded = self._encode(batch)
+        if isinstance(batch, ImageBatch):
+            self.ranks.update(encoded.embeds, None, batch.image_ids)
+        else:
+            self.ranks.update(
+                None,
+                encoded.embeds,
+                batch.image_ids,
+                languages=batch.languages,
+                caption_index=batch.caption_index,
+            )
+        return encoded
+
+    def _score(self, split: Literal["val", "test"], ranks: Any) -> None:
+        data = self._data
+        self.results = retrieval_results(
+            ranks, data.languages, mrv_languages=self.mrv_languages, parallel=data.source.parallel
+        )
+        per_language = self.results["languages"].values()
+        logged = {f"{split}/mean_recall": self.results["mean_recall"]}
+        for direction, short in (("image_to_text", "i2t"), ("text_to_image", "t2i")):
+            for k in (1, 5, 10):
+                recalls = [scores[direction][f"recall@{k}"] for scores in per_language]
+                logged[f"{split}/{short}/recall@{k}"] = sum(recalls) / len(recalls)
+        for statistic in ("mrv", "mrsd"):
+            if self.results[statistic]["mean"] is not None:
+                logged[f"{split}/{statistic}"] = self.results[statistic]["mean"]
+        self.log_dict(logged, prog_bar=False, rank_zero_only=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights, and says in one sentence what does not fit if they are another architecture's.
+
+        Raises:
+            CCRError: If keys or sizes differ.
+        """
+        mismatch = explain_mismatch(self.state_dict(), state_dict)
+        if mismatch:
+            raise CCRError(mismatch)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _keep_one_caption(batch: Batch) -> Batch:
+    choice = draw_one_caption(batch.caption_mask)
+    rows = torch.arange(len(choice), device=choice.device)
+    return batch._replace(
+        input_ids=batch.input_ids[rows, choice][:, None],
+        attention_mask=batch.attention_mask[rows, choice][:, None],
+        caption_mask=batch.caption_mask[rows, choice][:, None],
+        languages=("mixed",),
+    )

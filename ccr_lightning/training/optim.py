@@ -1,0 +1,73 @@
+"""AdamW's parameter groups and the learning-rate schedule of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, *, new_parameters: Collection[str] = (), new_lr_scale: float = 2.0
+) -> list[dict[str, Any]]:
+    """Sorts parameters into optimiser groups: decayed or not, pretrained or newly initialised.
+
+    Biases, norms and other vectors and scalars are not decayed (Nie et al., KDD 2024, training settings).
+
+    Args:
+        model: The model; parameters that need no gradient are left out.
+        lr: Learning rate of pretrained parameters, and of all when ``new_parameters`` is empty.
+        weight_decay: Weight decay of matrices.
+        new_parameters: Names of the parameters that start from random values beside pretrained ones.
+        new_lr_scale: Factor on ``lr`` for these.
+
+    Returns:
+        At most four groups for ``torch.optim.AdamW``, every parameter in exactly one.
+
+    Example:
+        >>> groups = parameter_groups(nn.Linear(2, 3), 1e-4, 0.01, new_parameters={"bias"})
+        >>> [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups]
+        [(0.0001, 0.01, 1), (0.0002, 0.0, 1)]
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            scale = new_lr_scale if name in new_parameters else 1.0
+            groups.setdefault((lr * scale, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": group_lr, "weight_decay": decay} for (group_lr, decay), parameters in groups.items()
+    ]
+
+
+def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_fraction: float) -> LambdaLR:
+    """Linear warm-up to the learning rate, then linear decay that reaches 0 after the last step.
+
+    Args:
+        optimizer: The optimiser whose groups' learning rates are the peaks.
+        total_steps: Number of optimiser steps of the whole training, at least 1.
+        warmup_fraction: Share of them in [0, 1) that warms up.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = linear_warmup_decay(optimizer, total_steps=6, warmup_fraction=0.34)
+        >>> lrs = []
+        >>> for _ in range(6):
+        ...     lrs.append(optimizer.param_groups[0]["lr"])
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> lrs
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    warmup = int(total_steps * warmup_fraction)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+    return LambdaLR(optimizer, factor)

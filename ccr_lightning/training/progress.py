@@ -1,0 +1,41 @@
+"""One line per validation: how the training goes, also where no progress bar can be drawn."""
+
+from __future__ import annotations
+
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class EpochSummary(Callback):
+    """Prints loss, recall, MRV and time left after each validation during training."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock, and says what is about to happen."""
+        self._start, self._first_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+            print(
+                f"training {parameters / 1e6:.1f} M parameters for {trainer.estimated_stepping_batches:.0f} steps "
+                f"on {trainer.world_size} x {trainer.strategy.root_device.type}",
+                flush=True,
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the line."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        done = trainer.global_step - self._first_step
+        total = int(trainer.estimated_stepping_batches)
+        left = (time.monotonic() - self._start) / max(1, done) * (total - trainer.global_step)
+        parts = [f"step {trainer.global_step}/{total}"]
+        for label, name, scale in (
+            ("loss", "train/loss", 1.0),
+            ("val R@1 text→image", "val/t2i/recall@1", 100.0),
+            ("image→text", "val/i2t/recall@1", 100.0),
+            ("MRV", "val/mrv", 1.0),
+        ):
+            if name in metrics:
+                parts.append(f"{label} {metrics[name] * scale:.{1 if scale > 1 else 2}f}{' %' if scale > 1 else ''}")
+        print(" · ".join([*parts, f"{left / 60:.1f} min left"]), flush=True)

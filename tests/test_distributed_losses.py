@@ -1,0 +1,217 @@
+"""Gradients of real gloo ranks against one process that holds the whole batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+from datetime import timedelta
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from ccr_lightning import distributed
+from ccr_lightning.functional.contrastive import english_pivot_contrastive_loss, one_to_k_contrastive_loss
+from ccr_lightning.losses import ContrastiveLoss
+
+B, K = 4, 3  # per rank
+LANGUAGES = ("de", "en", "fr")
+CASES = {
+    "one_to_k": {"objective": "one_to_k"},
+    "one_to_k, authors' weight": {"objective": "one_to_k", "text_to_image_weight": 1 / K},
+    "one_to_k, plain": {"objective": "one_to_k", "plain": True},
+    "one_to_one": {"objective": "one_to_one"},
+    "english_pivot": {"objective": "english_pivot"},
+}
+COUNTS = {"uneven": (3, 0, 2), "nowhere": (0, 0, 0)}  # items of each rank
+
+
+class Data(NamedTuple):
+    images: torch.Tensor
+    texts: torch.Tensor
+    caption_mask: torch.Tensor
+    image_ids: torch.Tensor
+
+    def of_rank(self, rank):
+        return Data(*(tensor[rank * B : (rank + 1) * B] for tensor in self))
+
+
+def whole_batch(world_size):
+    """Repeated images across ranks and within one; missing captions, and an image of the last rank without any."""
+    generator, n_rows = torch.Generator().manual_seed(world_size), world_size * B
+    mask = torch.rand(n_rows, K, generator=generator) < 0.7
+    mask[0], mask[-1] = True, False
+    ids = 100 + torch.arange(n_rows)
+    ids[B] = ids[1]
+    ids[-2] = ids[0]
+    ids[3] = ids[2]
+    return Data(
+        torch.randn(n_rows, 5, generator=generator, dtype=torch.float64),
+        torch.randn(n_rows, K, 6, generator=generator, dtype=torch.float64),
+        mask,
+        ids,
+    )
+
+
+class Towers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image = nn.Linear(5, 4, dtype=torch.float64)
+        self.text = nn.Linear(6, 4, dtype=torch.float64)
+        self.log_logit_scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, images, texts):
+        image_embeds, text_embeds = F.normalize(self.image(images), dim=-1), F.normalize(self.text(texts), dim=-1)
+        return image_embeds, text_embeds, self.log_logit_scale.exp()
+
+
+def inputs(data, objective, plain):
+    """What the objective sees; one_to_one one text per image."""
+    n_texts = 1 if objective == "one_to_one" else K
+    given = {} if plain else {"caption_mask": data.caption_mask[:, :n_texts], "image_ids": data.image_ids}
+    return data.images, data.texts[:, :n_texts], given
+
+
+def contrastive_of_rank(data, objective, plain=False, **options):
+    towers = DistributedDataParallel(Towers())
+    images, texts, given = inputs(data, objective, plain)
+    loss = ContrastiveLoss(objective, **options)(*towers(images, texts), languages=LANGUAGES, **given)
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in towers.parameters()]
+
+
+def contrastive_of_one_process(data, objective, plain=False, **options):
+    towers = Towers()
+    images, texts, given = inputs(data, objective, plain)
+    if objective == "english_pivot":
+        loss = english_pivot_contrastive_loss(*towers(images, texts), pivot=1, **given)
+    else:
+        loss = one_to_k_contrastive_loss(*towers(images, texts), **given, **options)
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in towers.parameters()]
+
+
+def items(rank, count):
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(10 + rank), dtype=torch.float64)
+
+
+def mean_of_rank(rank, count):
+    model = DistributedDataParallel(Towers().image)
+    terms = model(items(rank, count)).square().sum(-1)
+    loss = distributed.global_mean(terms.sum(), torch.tensor(count))
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in model.parameters()]
+
+
+def gather_of_rank(rank):
+    own = torch.arange(6, dtype=torch.float64).view(2, 3).add(10 * rank).requires_grad_()
+    gathered = distributed.gather_with_grad(own)
+    weights = torch.arange(gathered.numel(), dtype=torch.float64).view(gathered.shape) + 100**rank
+    (weights * gathered).sum().backward()
+    return {
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "gathered": gathered.detach(),
+        "gradient": own.grad,
+        "bool": distributed.gather(torch.tensor([rank == 1, True])),
+        "int64": distributed.gather(torch.tensor([[2**60 + rank]])),
+        "strided": distributed.gather(torch.tensor([[0, 1], [2, 3]]).T + 10 * rank),
+    }
+
+
+def run_rank(rank, world_size, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=120),
+    )
+    data = whole_batch(world_size).of_rank(rank)
+    results = {name: contrastive_of_rank(data, **case) for name, case in CASES.items()}
+    results |= {name: mean_of_rank(rank, counts[rank]) for name, counts in COUNTS.items()}
+    results["gather"] = gather_of_rank(rank)
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+def ranks(request, tmp_path_factory):
+    """What each rank found, in rank order."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.set_forkserver_preload(["torch", "ccr_lightning.losses"])  # imported once for all ranks
+    torch.multiprocessing.start_processes(
+        run_rank, (request.param, folder), nprocs=request.param, start_method="forkserver"
+    )
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_of_ranks_is_that_of_one_process(ranks, case):
+    loss, gradients = contrastive_of_one_process(whole_batch(len(ranks)), **CASES[case])
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
+    losses = [result[case][0] for result in ranks]
+    torch.testing.assert_close(torch.stack(losses).mean(), loss, rtol=1e-12, atol=0)
+    for result in ranks:
+        torch.testing.assert_close(result[case][1], gradients, rtol=0, atol=1e-12)
+
+
+@pytest.mark.ddp
+def test_global_mean_over_uneven_ranks(ranks):
+    model = Towers().image
+    everything = torch.cat([items(rank, COUNTS["uneven"][rank]) for rank in range(len(ranks))])
+    loss = model(everything).square().sum(-1).mean()
+    loss.backward()
+    torch.testing.assert_close(torch.stack([result["uneven"][0] for result in ranks]).mean(), loss.detach())
+    for result in ranks:
+        torch.testing.assert_close(result["uneven"][1], [parameter.grad for parameter in model.parameters()])
+
+
+@pytest.mark.ddp
+def test_global_mean_of_nothing_is_zero(ranks):
+    for result in ranks:
+        loss, gradients = result["nowhere"]
+        assert loss == 0
+        assert all(gradient.abs().sum() == 0 for gradient in gradients)
+
+
+@pytest.mark.ddp
+def test_gather(ranks):
+    world_size = len(ranks)
+    expected = [[3.0 * row + column + 10 * rank for column in range(3)] for rank in range(world_size) for row in (0, 1)]
+    for rank, result in enumerate(ranks):
+        found = result["gather"]
+        assert (found["rank"], found["world_size"]) == (rank, world_size)
+        assert found["gathered"].tolist() == expected
+        assert found["bool"].tolist() == [value for other in range(world_size) for value in (other == 1, True)]
+        assert found["int64"].tolist() == [[2**60 + other] for other in range(world_size)]
+        assert found["strided"].tolist() == [
+            [row + 10 * other, row + 2 + 10 * other] for other in range(world_size) for row in (0, 1)
+        ]
+
+
+@pytest.mark.ddp
+def test_gradient_of_gather_is_summed_over_ranks(ranks):
+    for rank, result in enumerate(ranks):
+        own_slice = torch.arange(6.0).view(2, 3).double() + 6 * rank
+        expected = len(ranks) * own_slice + sum(100**other for other in range(len(ranks)))
+        torch.testing.assert_close(result["gather"]["gradient"], expected)
+
+
+def test_without_a_process_group():
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    tensor = torch.ones(2, requires_grad=True)
+    assert distributed.gather_with_grad(tensor) is tensor
+    assert not distributed.gather(tensor).requires_grad
+    mean = distributed.global_mean(tensor.sum() * 3, torch.tensor(4))
+    assert mean.item() == 1.5
+    nothing = distributed.global_mean(tensor.sum() * 0, torch.tensor(0))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert tensor.grad.tolist() == [0, 0]

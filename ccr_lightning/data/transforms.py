@@ -21,9 +21,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ImageTransform:
     """Turns a picture into a square of pixels: augmented for training, only resized for evaluation.
 
-    The paper trains with ``crop_scale=(0.2, 1.0)``, ``horizontal_flip=True`` and ``rand_augment=True`` (RandAugment with 2
-    operations of magnitude 7, here torchvision's, which also recolours). Flips and colours are off by default: they make
-    captions that name a side or a colour false.
+    The paper trains with ``crop_scale=(0.2, 1.0)``, ``horizontal_flip=True`` and ``rand_augment=True`` (RandAugment
+    with 2 operations of magnitude 7, here torchvision's, which also recolours). Flips and colours are off by default:
+    they make captions that name a side or a colour false.
 
     Args:
         image_size: Width and height of the result in pixels.

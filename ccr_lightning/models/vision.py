@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ def _known(name: str) -> bool:
         return False
 
 
-def _weights_overlay(path: str, classifier: str | None) -> dict[str, Any]:
+def _weights_overlay(path: str, classifier: str | tuple[str, ...]) -> dict[str, Any]:
     """Points timm to a file of weights, such that a file which lacks or adds anything but a classifier is refused."""
     if not Path(path).is_file():
         raise CCRError(f"{path}: there is no such file of image encoder weights; correct pretrained_file.")
-    ends = {f"{layer}.{leaf}" for layer in (classifier, "head", "head.fc") for leaf in ("weight", "bias")}
+    layers = {"head", "head.fc", *((classifier,) if isinstance(classifier, str) else classifier)}
+    ends = {f"{layer}.{leaf}" for layer in layers for leaf in ("weight", "bias")}
     weights = {key: value for key, value in timm.models.load_state_dict(path).items() if key not in ends}
     # Without num_classes timm sees two kinds of classifier and loads whatever happens to fit.
     return {"state_dict": weights, "num_classes": 0}
@@ -89,14 +91,13 @@ class ImageEncoder(nn.Module):
         if config.fixed_input_size:
             args["img_size"] = image_size
         if pretrained_file is not None:
-            args["pretrained_cfg_overlay"] = _weights_overlay(pretrained_file, config.classifier)
-        self.width: int
+            args["pretrained_cfg_overlay"] = _weights_overlay(pretrained_file, config.classifier or ())
         self.image_size = image_size
         self.pretrained = pretrained or pretrained_file is not None
         try:
             backbone: Any = timm.create_model(name, pretrained=self.pretrained, **(args | (model_args or {})))
         except Exception as error:  # timm and the hub raise anything from TypeError to OSError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = textwrap.shorten(str(error) or type(error).__name__, 300)
             raise CCRError(
                 f"timm cannot build {name!r} for images of {image_size} px "
                 f"(weights: {pretrained_file or pretrained}, model_args: {model_args}): {reason}"
@@ -104,7 +105,7 @@ class ImageEncoder(nn.Module):
         backbone.pretrained_cfg.pop("state_dict", None)  # or it would keep a second copy of the weights
         _drop_pooling_head(backbone)
         self.backbone = backbone
-        self.width = backbone.num_features
+        self.width: int = backbone.num_features
         normed = isinstance(getattr(backbone, "norm", None), nn.LayerNorm)
         self.norm = nn.Identity() if normed else nn.LayerNorm(self.width)
 

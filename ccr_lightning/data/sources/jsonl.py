@@ -67,7 +67,8 @@ class JsonLines:
         self.image_root = str(image_root)
         self.parallel = parallel
         self.name = name
-        self._languages = None if languages is None else tuple(languages)
+        self._asked = None if languages is None else tuple(languages)
+        self._languages = self._asked
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ class JsonLines:
 
     def fingerprint(self) -> str:
         """Return a short hash of the settings and of each file's path, size and time of change; images are not read."""
-        parts: list[object] = [self._languages, self.parallel, Path(self.image_root).absolute()]
+        parts: list[object] = [self._asked, self.parallel, Path(self.image_root).absolute()]
         for split in self.files:
             path = self._path(split)
             parts += [split, path.absolute(), path.stat().st_size, path.stat().st_mtime_ns]
@@ -90,7 +91,7 @@ class JsonLines:
         later_lines = self._later_lines(split)
         root = Path(self.image_root).resolve()
         seen: set[str] = set()
-        missing = set(self._languages or ())
+        missing = set(self._asked or ())
         for line in self._lines(split):
             if line.image_id in seen:
                 continue

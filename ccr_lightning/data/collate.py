@@ -1,0 +1,53 @@
+"""Samples to batches of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ccr_lightning.data.dataset import CaptionSample, ImageSample, TrainSample
+from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.data.transforms import ImageTransform
+from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
+
+
+def collate_training(samples: Sequence[TrainSample], transform: ImageTransform, tokenizer: CaptionTokenizer) -> Batch:
+    """Return B training samples, all with the same K languages, as tensors.
+
+    A missing caption is encoded as the empty text, so that its row has tokens to attend to, and is False in
+    ``caption_mask``.
+    """
+    languages = samples[0].languages
+    captions = [caption for sample in samples for caption in sample.captions]
+    shape = (len(samples), len(languages))
+    input_ids, attention_mask = tokenizer.encode([caption or "" for caption in captions])
+    return Batch(
+        images=transform.normalize(np.stack([sample.pixels for sample in samples])),
+        image_ids=torch.tensor([sample.row for sample in samples]),
+        input_ids=input_ids.view(*shape, -1),
+        attention_mask=attention_mask.view(*shape, -1),
+        caption_mask=torch.tensor([caption is not None for caption in captions]).view(shape),
+        languages=languages,
+    )
+
+
+def collate_images(samples: Sequence[ImageSample], transform: ImageTransform) -> ImageBatch:
+    """Return images for evaluation as tensors."""
+    return ImageBatch(
+        images=transform.normalize(np.stack([sample.pixels for sample in samples])),
+        image_ids=torch.tensor([sample.row for sample in samples]),
+    )
+
+
+def collate_captions(samples: Sequence[CaptionSample], tokenizer: CaptionTokenizer) -> CaptionBatch:
+    """Return captions for evaluation as tensors."""
+    input_ids, attention_mask = tokenizer.encode([sample.text for sample in samples])
+    return CaptionBatch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        image_ids=torch.tensor([sample.row for sample in samples]),
+        languages=torch.tensor([sample.language for sample in samples]),
+        caption_index=torch.tensor([sample.number for sample in samples]),
+    )

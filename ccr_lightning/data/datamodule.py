@@ -1,0 +1,281 @@
+"""The data module: a source, a tokeniser and a transform in, loaders of batches out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ccr_lightning.data.collate import collate_captions, collate_images, collate_training
+from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSamples
+from ccr_lightning.data.sampler import ShardSampler, TrainBatchSampler
+from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.store import Store, build_store, default_cache_dir, open_store, writable_folder
+from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.data.transforms import ImageTransform
+from ccr_lightning.errors import CCRError
+from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
+
+_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+
+
+class CaptionDataModule(lightning.LightningDataModule):
+    """Loads the captioned images of a source for training and retrieval evaluation.
+
+    Training batches are :class:`~ccr_lightning.types.Batch`. Validation, test and prediction have two loaders: first
+    the images, each once (:class:`~ccr_lightning.types.ImageBatch`), then the captions, sorted by language
+    (:class:`~ccr_lightning.types.CaptionBatch`); with several devices each has its share, nothing is repeated. Image
+    ids are rows of the split, and :meth:`image_names` gives them their names.
+
+    The order of images is a function of the seed and the epoch, augmentation of seed, epoch and image, the languages of
+    a step of seed, epoch and step. A run that resumes in mid-epoch goes on with the next batch.
+
+    Each split is written to ``cache_dir`` once. A tokeniser without ``name_or_path`` is trained on the training
+    captions when fitting, kept in ``cache_dir`` too, and travels in every checkpoint.
+
+    Args:
+        source: Where images and captions come from.
+        tokenizer: By default ``CaptionTokenizer()``, trained on the training captions.
+        transform: By default ``ImageTransform()``, 224 pixels.
+        languages: Languages to use, in the order of the K axis; by default the source's.
+        batch_size: Training images per device.
+        eval_batch_size: Images, or captions, per device in evaluation.
+        languages_per_step: Languages of each training step, drawn at random; by default all.
+        required_languages: Languages that are always among those drawn.
+        num_workers: Processes that load batches; 0 loads them in the training process.
+        seed: Seed of order, augmentation and draws.
+        cache_dir: Folder of the stores; by default ``$CCR_CACHE_DIR`` or the user's cache folder.
+
+    Raises:
+        CCRError: A setting is out of range, a language or a split does not exist, or an image cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: CaptionTokenizer | None = None,
+        transform: ImageTransform | None = None,
+        languages: Sequence[str] | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        languages_per_step: int | None = None,
+        required_languages: Sequence[str] = (),
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise CCRError(f"batch_size is {batch_size}, but a batch of one image has no negatives; give 2 or more.")
+        if eval_batch_size < 1 or num_workers < 0:
+            raise CCRError(
+                f"eval_batch_size is {eval_batch_size} and num_workers {num_workers}; give at least 1 and at least 0."
+            )
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to evaluate
+        self.source = source
+        self.tokenizer = CaptionTokenizer() if tokenizer is None else tokenizer
+        self.transform = ImageTransform() if transform is None else transform
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.languages_per_step = languages_per_step
+        self.required_languages = tuple(required_languages)
+        self.num_workers = num_workers
+        self.seed = seed
+        self._languages = None if languages is None else tuple(languages)
+        self._cache_dir = cache_dir
+        self._stores: dict[str, Store] = {}
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The K languages, in order."""
+        available = self.source.languages
+        chosen = available if self._languages is None else self._languages
+        self._check_languages("languages", chosen, available)
+        self._check_languages("required_languages", self.required_languages, chosen)
+        count = self.languages_per_step
+        if count is not None and not max(1, len(self.required_languages)) <= count <= len(chosen):
+            raise CCRError(
+                f"languages_per_step is {count}; give at most the {len(chosen)} languages there are, and at least one "
+                f"and the {len(self.required_languages)} of required_languages."
+            )
+        return chosen
+
+    def image_names(self, split: str) -> list[str]:
+        """Return the image id in the source of each row of a split."""
+        return self._store(split).image_names
+
+    def prepare_data(self) -> None:
+        """Build the stores of the stage, all of them without a trainer, and train the tokeniser if that is needed."""
+        stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
+        for split in self._splits(stage):
+            build_store(self.source, split, self._store_folder(split))
+        if stage in (None, "fit") and not self.tokenizer.is_ready and not self._tokenizer_file().is_file():
+            self._train_tokenizer()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores of the stage and load the trained tokeniser."""
+        for split in self._splits(stage):
+            counts = self._store(split).caption_counts()
+            missing = [language for language in self.languages if not counts.get(language)]
+            if missing:
+                raise CCRError(
+                    f"The split {split!r} of {self.source.name} has no caption in {', '.join(missing)}; leave it out "
+                    "of the data's languages."
+                )
+        if not self.tokenizer.is_ready and self._tokenizer_file().is_file():
+            self._load_tokenizer(json.loads(self._tokenizer_file().read_text(encoding="utf-8")))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the loader of training batches, which starts where an interrupted epoch stopped."""
+        store = self._store("train")
+        rank, world_size = self._rank_and_world_size()
+        samples = TrainSamples(
+            store, self.transform, self.languages, self.languages_per_step, self.required_languages, self.seed
+        )
+        batches = TrainBatchSampler(
+            len(store),
+            self.batch_size,
+            self.seed,
+            rank,
+            world_size,
+            start=self._start(),
+            reshuffle=not getattr(self.trainer, "overfit_batches", 0),
+        )
+        collate = partial(collate_training, transform=self.transform, tokenizer=self._ready_tokenizer())
+        return _ResumableLoader(
+            samples,
+            batch_sampler=batches,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+            **self._loader_settings(),
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Return the loaders of validation images and captions."""
+        return self._eval_loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """Return the loaders of test images and captions."""
+        return self._eval_loaders("test")
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """Return the loaders of test images and captions."""
+        return self._eval_loaders("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tokeniser, as plain types."""
+        return {"tokenizer": self.tokenizer.to_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the checkpoint's tokeniser, since its weights belong to it; ``max_tokens`` stays as configured."""
+        self._load_tokenizer(state_dict["tokenizer"])
+
+    def _splits(self, stage: str | None) -> tuple[str, ...]:
+        if stage is None:
+            return ("train", "val", "test")
+        if stage == "fit" and self.trainer is not None and not self.trainer.limit_val_batches:
+            return ("train",)
+        return _SPLITS[stage]
+
+    def _check_languages(self, name: str, asked: Sequence[str], available: Sequence[str]) -> None:
+        unknown = [language for language in asked if language not in available]
+        if unknown:
+            raise CCRError(f"{name} has {unknown[0]!r}, but there are only {', '.join(available)}; choose among these.")
+        if len(set(asked)) < len(asked):
+            raise CCRError(f"{name} is {', '.join(asked)}; name each language once.")
+
+    def _cache(self) -> Path:
+        return default_cache_dir() if self._cache_dir is None else writable_folder(Path(self._cache_dir).expanduser())
+
+    def _store_folder(self, split: str) -> Path:
+        return self._cache() / f"{self.source.name}-{split}-{self.source.fingerprint()}"
+
+    def _store(self, split: str) -> Store:
+        if split not in self._stores:
+            self._stores[split] = open_store(self._store_folder(split))
+        return self._stores[split]
+
+    def _tokenizer_file(self) -> Path:
+        from tokenizers import __version__
+
+        key = [self.source.fingerprint(), self.languages, self.tokenizer.vocab_size, __version__]
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        return self._cache() / f"{self.source.name}-tokenizer-{digest}.json"
+
+    def _train_tokenizer(self) -> None:
+        store = self._store("train")
+        rows = map(store.captions, range(len(store)))
+        self.tokenizer.train(text for row in rows for name in self.languages for text in row.get(name, ()))
+        path = self._tokenizer_file()
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(self.tokenizer.to_dict(), file, ensure_ascii=False)
+        Path(file.name).replace(path)
+
+    def _load_tokenizer(self, state: dict[str, Any]) -> None:
+        self.tokenizer = CaptionTokenizer.from_dict({**state, "max_tokens": self.tokenizer.max_tokens})
+
+    def _ready_tokenizer(self) -> CaptionTokenizer:
+        if not self.tokenizer.is_ready:
+            raise CCRError(
+                "There is no trained tokeniser; pass the checkpoint of a training run, fit first with the same "
+                "cache_dir, or give the tokeniser's name_or_path."
+            )
+        return self.tokenizer
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        world_size = self.trainer.world_size
+        if world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise CCRError("The data module shards its data itself; pass --trainer.use_distributed_sampler false.")
+        return self.trainer.global_rank, world_size
+
+    def _start(self) -> tuple[int, int]:
+        """Epoch and batch at which a run that resumes in mid-epoch goes on, by the trainer's own progress."""
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return 0, 0
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return epochs.processed, batches.processed if epochs.started > epochs.processed else 0
+
+    def _eval_loaders(self, split: str) -> list[DataLoader[Any]]:
+        store = self._store(split)
+        return [
+            self._eval_loader(ImageSamples(store, self.transform), partial(collate_images, transform=self.transform)),
+            self._eval_loader(
+                CaptionSamples(store, self.languages), partial(collate_captions, tokenizer=self._ready_tokenizer())
+            ),
+        ]
+
+    def _eval_loader(
+        self, samples: Dataset[Any], collate: Callable[[Any], ImageBatch | CaptionBatch]
+    ) -> DataLoader[Any]:
+        sampler = ShardSampler(len(samples), *self._rank_and_world_size())  # type: ignore[arg-type]
+        return DataLoader(samples, self.eval_batch_size, sampler=sampler, collate_fn=collate, **self._loader_settings())
+
+    def _loader_settings(self) -> dict[str, Any]:
+        if self.num_workers:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads do not survive the fork of workers
+        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+
+
+class _ResumableLoader(DataLoader[Any]):
+    """A loader that Lightning may resume in mid-epoch: its batch sampler knows where to start."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()  # only at the first batch, when Lightning has set the epoch, workers fetch ahead
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass

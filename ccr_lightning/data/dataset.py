@@ -1,0 +1,130 @@
+"""Rows of a store as samples: pixels and texts, not yet tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ccr_lightning.data.images import open_image
+from ccr_lightning.data.sampler import SampleKey, draw_languages
+from ccr_lightning.data.seeding import derived_seed
+from ccr_lightning.data.store import Store
+from ccr_lightning.data.transforms import ImageTransform
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class TrainSample(NamedTuple):
+    """An augmented image and one caption in each language of the step."""
+
+    pixels: Pixels  # (H, W, 3)
+    row: int
+    captions: list[str | None]  # K, None where the image has none
+    languages: tuple[str, ...]  # K
+
+
+class ImageSample(NamedTuple):
+    """An image for evaluation."""
+
+    pixels: Pixels  # (H, W, 3)
+    row: int
+
+
+class CaptionSample(NamedTuple):
+    """A caption for evaluation."""
+
+    text: str
+    row: int
+    language: int
+    number: int  # of the captions of its image and language
+
+
+class TrainSamples(Dataset[TrainSample]):
+    """Training samples by :class:`SampleKey`.
+
+    The augmentation and, of several captions, the chosen one are functions of the seed, the epoch and the image; the
+    languages are a function of the seed, the epoch and the step.
+
+    Args:
+        store: The training split.
+        transform: Its ``train`` is applied.
+        languages: All K languages.
+        languages_per_step: How many of them a step has; None takes all.
+        required_languages: Languages that every step has.
+        seed: Seed of all draws.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        transform: ImageTransform,
+        languages: Sequence[str],
+        languages_per_step: int | None,
+        required_languages: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.store = store
+        self.transform = transform
+        self.languages = tuple(languages)
+        self.languages_per_step = languages_per_step
+        self.required_languages = tuple(required_languages)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, key: SampleKey) -> TrainSample:
+        row, epoch, step = key
+        image = open_image(self.store.image(row), self.store.where(row))
+        languages = draw_languages(
+            self.languages, self.languages_per_step, self.required_languages, self.seed, epoch, step
+        )
+        available = self.store.captions(row)
+        captions = [self._choose(available.get(language), row, epoch, language) for language in languages]
+        pixels = self.transform.train(image, derived_seed("image", self.seed, epoch, row))
+        return TrainSample(pixels, row, captions, languages)
+
+    def _choose(self, texts: list[str] | None, row: int, epoch: int, language: str) -> str | None:
+        if not texts:
+            return None
+        if len(texts) == 1:
+            return texts[0]
+        return texts[derived_seed("caption", self.seed, epoch, row, language) % len(texts)]
+
+
+class ImageSamples(Dataset[ImageSample]):
+    """The images of a store, each once, without augmentation."""
+
+    def __init__(self, store: Store, transform: ImageTransform) -> None:
+        self.store = store
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, row: int) -> ImageSample:
+        image = open_image(self.store.image(row), self.store.where(row))
+        return ImageSample(self.transform.evaluate(image), row)
+
+
+class CaptionSamples(Dataset[CaptionSample]):
+    """All captions of a store in the given languages, sorted by language, then by image."""
+
+    def __init__(self, store: Store, languages: Sequence[str]) -> None:
+        self.store = store
+        by_language: list[list[CaptionSample]] = [[] for _ in languages]
+        for row in range(len(store)):
+            captions = store.captions(row)
+            for index, language in enumerate(languages):
+                for number, text in enumerate(captions.get(language, ())):
+                    by_language[index].append(CaptionSample(text, row, index, number))
+        self.samples = [sample for samples in by_language for sample in samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> CaptionSample:
+        return self.samples[index]

@@ -1,0 +1,137 @@
+"""Which images, in which order, on which rank: functions of the seed, the epoch and the step, so that runs resume."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from ccr_lightning.data.seeding import derived_seed
+from ccr_lightning.errors import CCRError
+
+
+class SampleKey(NamedTuple):
+    """What a training sample depends on."""
+
+    row: int  # of the store
+    epoch: int
+    step: int  # batch within the epoch, the same on every rank
+
+
+class TrainBatchSampler(Sampler[list[SampleKey]]):
+    """Shuffled batches of training images, an equal number on each rank, the incomplete last ones dropped.
+
+    The order is a function of the seed and the epoch. The batches of all ranks at a step are together the batch that
+    one process with ``world_size`` times the batch size would draw.
+
+    Args:
+        size: Number of images.
+        batch_size: Images per batch and rank.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+        start: Epoch and batch at which an interrupted run goes on; other epochs start at batch 0.
+        reshuffle: Whether each epoch has an order of its own; without it all repeat epoch 0.
+
+    Raises:
+        CCRError: There are too few images for one batch on each rank.
+
+    Example:
+        >>> sampler = TrainBatchSampler(size=10, batch_size=4, seed=0)
+        >>> [[key.row for key in batch] for batch in sampler]
+        [[6, 5, 1, 2], [4, 0, 7, 3]]
+        >>> sampler.set_epoch(1)
+        >>> next(iter(sampler))[0]
+        SampleKey(row=3, epoch=1, step=0)
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: tuple[int, int] = (0, 0),
+        reshuffle: bool = True,
+    ) -> None:
+        if size < batch_size * world_size:
+            raise CCRError(
+                f"The training split has {size} images, too few for a batch of {batch_size} on each of {world_size} "
+                "devices; lower batch_size."
+            )
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
+        self.reshuffle = reshuffle
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> TrainBatchSampler:
+        """Itself: Lightning tells the epoch to the ``sampler`` of a batch sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        if self.reshuffle:
+            self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch = self.epoch
+        order = np.random.default_rng(derived_seed("order", self.seed, epoch)).permutation(self.size)
+        first = self.start[1] if epoch == self.start[0] else 0
+        for step in range(first, len(self)):
+            begin = (step * self.world_size + self.rank) * self.batch_size
+            yield [SampleKey(int(row), epoch, step) for row in order[begin : begin + self.batch_size]]
+
+
+class ShardSampler(Sampler[int]):
+    """Every ``world_size``-th item from ``rank`` on: each item on exactly one rank, none repeated.
+
+    Example:
+        >>> list(ShardSampler(5, rank=0, world_size=2)), list(ShardSampler(5, rank=1, world_size=2))
+        ([0, 2, 4], [1, 3])
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.items = range(rank, size, world_size)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.items)
+
+
+def draw_languages(
+    languages: Sequence[str], count: int | None, required: Sequence[str], seed: int, epoch: int, step: int
+) -> tuple[str, ...]:
+    """Draw the languages of one training step, the same on every rank, in their configured order.
+
+    Args:
+        languages: All K languages.
+        count: How many to draw; None takes all.
+        required: Languages that are always among them.
+        seed: Seed of the draw.
+        epoch: Epoch of the step.
+        step: Batch within the epoch.
+
+    Example:
+        >>> draw_languages(["en", "de", "ja", "zh"], 2, ["en"], seed=0, epoch=0, step=0)
+        ('en', 'zh')
+    """
+    if count is None:
+        return tuple(languages)
+    others = [language for language in languages if language not in required]
+    rng = random.Random(derived_seed("languages", seed, epoch, step))
+    drawn = {*required, *rng.sample(others, count - len(required))}
+    return tuple(language for language in languages if language in drawn)

@@ -1,0 +1,212 @@
+"""Captions to token ids: a tokeniser trained on the captions themselves, or any of transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccr_lightning.errors import CCRError
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # the first four numbered as in XLM-R
+_ROLES = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
+_ROLES |= {"unk_token": "<unk>", "mask_token": "<mask>"}
+_REMEMBERED = 200_000
+
+
+class CaptionTokenizer:
+    """One tokeniser for all languages, built on transformers' and tokenizers' own.
+
+    Without ``name_or_path`` it is trained on captions: byte-pair encoding over NFKC-normalised text, where a space
+    becomes part of the following word, so that languages without spaces need nothing special. The same captions give
+    the same tokeniser. Its special tokens are ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4 and a
+    caption is ``<s> text </s>``. (The Unigram trainer of tokenizers, XLM-R's model, does not give one result twice.)
+
+    Args:
+        name_or_path: A folder written by :meth:`save` or by transformers, or a name on the Hugging Face hub.
+        vocab_size: Size of the trained vocabulary; ignored with ``name_or_path``. Few captions may fill less of it.
+        max_tokens: Longer captions are cut to this many tokens, ``<s>`` and ``</s>`` included.
+
+    Raises:
+        CCRError: There is no such tokeniser, or it lacks what is asked of it.
+
+    Example:
+        >>> tokenizer = CaptionTokenizer(vocab_size=60)
+        >>> tokenizer.train(["a red apple", "ein roter Apfel", "赤いりんご"])
+        >>> input_ids, attention_mask = tokenizer.encode(["a red apple", "a"])
+        >>> input_ids[1].tolist()[:3], attention_mask.sum(dim=1)[1].item()
+        ([0, 23, 2], 3)
+        >>> tokenizer.decode(input_ids[0])
+        'a red apple'
+    """
+
+    def __init__(self, name_or_path: str | None = None, vocab_size: int = 6000, max_tokens: int = 40) -> None:
+        if max_tokens < 3:
+            raise CCRError(f"CaptionTokenizer got max_tokens {max_tokens}; two go to <s> and </s>, so give 3 or more.")
+        self.name_or_path = name_or_path
+        self.max_tokens = max_tokens
+        self._vocab_size = vocab_size
+        self._loaded: Any = None
+        self._remembered: dict[str, list[int]] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can encode: it is trained, or it has a name or path and needs no training."""
+        return self._loaded is not None or self.name_or_path is not None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows that an embedding table needs; known before the training."""
+        return self._vocab_size if self.name_or_path is None else len(self._tokenizer)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id of the padding token."""
+        return self._special_id("pad")
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of the mask token."""
+        return self._special_id("mask")
+
+    @property
+    def special_token_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens, sorted."""
+        return tuple(sorted(self._tokenizer.all_special_ids))
+
+    def train(self, captions: Iterable[str]) -> None:
+        """Learn the vocabulary from captions, in place.
+
+        Raises:
+            CCRError: The tokeniser is a ready one, or ``vocab_size`` is smaller than the number of characters.
+        """
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+        if self.name_or_path is not None:
+            raise CCRError(
+                f"The tokeniser {self.name_or_path} is trained already; leave out name_or_path to train one."
+            )
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=self._vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        )
+        tokenizer.train_from_iterator(captions, trainer)
+        learned = tokenizer.get_vocab_size()
+        if learned == len(SPECIAL_TOKENS):
+            raise CCRError("The tokeniser got no captions to train on; check the training split.")
+        if learned > self._vocab_size:
+            raise CCRError(
+                f"The captions have {learned - len(SPECIAL_TOKENS)} different characters, too many for a vocab_size of "
+                f"{self._vocab_size}; raise it to {2 * learned} or more."
+            )
+        self._loaded = _wrap(tokenizer, _ROLES)
+        self._remembered = {}
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the token ids ``(N, L)`` int64 of texts, padded to the longest, and their mask ``(N, L)`` bool."""
+        rows = self._ids(texts)
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
+        input_ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+        return torch.from_numpy(input_ids), torch.from_numpy(mask)
+
+    def decode(self, input_ids: Tensor | Sequence[int]) -> str:
+        """Return the text of one caption's token ids, without special tokens."""
+        text: str = self._tokenizer.decode(input_ids, skip_special_tokens=True)
+        return text
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokeniser to a folder in transformers' format, for ``name_or_path`` or ``AutoTokenizer``."""
+        self._tokenizer.save_pretrained(folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings and the tokeniser as plain types, for a checkpoint."""
+        state: dict[str, Any] = {
+            "name_or_path": self.name_or_path,
+            "vocab_size": self._vocab_size,
+            "max_tokens": self.max_tokens,
+        }
+        if self.is_ready and self._tokenizer.is_fast:
+            backend = self._tokenizer.backend_tokenizer
+            backend.no_truncation()
+            state["tokenizer"] = backend.to_str()
+            tokens = self._tokenizer.special_tokens_map
+            state["roles"] = {role: str(tokens[role]) for role in _ROLES if role in tokens}
+        return state
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> CaptionTokenizer:
+        """Return the tokeniser that :meth:`to_dict` described; what it holds is not looked for elsewhere.
+
+        Raises:
+            CCRError: The state is not one of a tokeniser.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = cls(state["name_or_path"], state["vocab_size"], state["max_tokens"])
+            if "tokenizer" in state:
+                tokenizer._loaded = _wrap(Tokenizer.from_str(state["tokenizer"]), state["roles"])
+        except CCRError:
+            raise
+        except Exception as error:
+            raise CCRError(f"The saved tokeniser cannot be read ({error}); save it again.") from error
+        return tokenizer
+
+    @property
+    def _tokenizer(self) -> Any:
+        if self._loaded is None:
+            if self.name_or_path is None:
+                raise CCRError("The tokeniser is not trained yet; train it, load a checkpoint, or give name_or_path.")
+            self._loaded = _from_pretrained(self.name_or_path)
+        return self._loaded
+
+    def _special_id(self, name: str) -> int:
+        token_id: int | None = getattr(self._tokenizer, f"{name}_token_id")
+        if token_id is None:
+            raise CCRError(f"The tokeniser {self.name_or_path} has no {name} token; choose one that has.")
+        return token_id
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; captions come back every epoch, so what was encoded is remembered."""
+        known = self._remembered
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            if len(known) + len(new) > _REMEMBERED:
+                known.clear()
+                new = list(dict.fromkeys(texts))
+            encoded = self._tokenizer(new, truncation=True, max_length=self.max_tokens, return_attention_mask=False)
+            known.update(zip(new, encoded["input_ids"], strict=True))
+        return [known[text] for text in texts]
+
+
+def _wrap(tokenizer: Any, roles: dict[str, str]) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
+
+
+def _from_pretrained(name_or_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:
+        raise CCRError(
+            f"The tokeniser {name_or_path!r} cannot be loaded; give the path of a folder with its files, "
+            "or a name on the Hugging Face hub and a connection to it."
+        ) from error

@@ -1,0 +1,74 @@
+"""The results of a test run as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from ccr_lightning.evaluation.results import CUTOFFS
+from ccr_lightning.metrics import Direction
+
+_SHORT = {"image_to_text": "i2t", "text_to_image": "t2i"}
+
+
+def results_table(document: Mapping[str, Any]) -> Table:
+    """Lays the results out: one row per language with recall@k in percent, their mean, and MRV and MRSD below.
+
+    ``i2t`` finds captions for an image, ``t2i`` images for a caption.
+
+    Args:
+        document: What ``results_document`` returns.
+
+    Returns:
+        A table that fits 80 columns.
+
+    Example:
+        >>> recalls = {"recall@1": 0.5, "recall@5": 1.0, "recall@10": 1.0}
+        >>> mrv = {"mean": None, "reason": "a single language has nothing to be consistent with"}
+        >>> document = {"dataset": "demo", "split": "test", "ranking": "dual_encoder", "mrv": mrv, "mrsd": mrv}
+        >>> document["languages"] = {"en": {"image_to_text": recalls, "text_to_image": recalls}}
+        >>> table = results_table(document)
+        >>> [column.header for column in table.columns][:3]
+        ['language', 'i2t R@1', 'i2t R@5']
+    """
+    ranking = document["ranking"].replace("_", " ")
+    if document["ranking"] == "re-ranked":
+        ranking += f", best {document['rerank_depth']}"
+    below = "\n".join(_over_languages(name, document[name.lower()]) for name in ("MRV", "MRSD"))
+    table = Table(
+        title=f"{document['dataset']}, {document['split']} ({ranking})",
+        caption=below,
+        caption_justify="left",
+    )
+    table.add_column("language")
+    columns = [(direction, k) for direction in get_args(Direction) for k in CUTOFFS]
+    for direction, k in columns:
+        table.add_column(f"{_SHORT[direction]} R@{k}", justify="right", no_wrap=True)
+    rows = {
+        language: [scores[direction][f"recall@{k}"] for direction, k in columns]
+        for language, scores in document["languages"].items()
+    }
+    for language, recalls in rows.items():
+        table.add_row(language, *map(_percent, recalls))
+    table.add_section()
+    table.add_row("mean", *(_percent(sum(column) / len(column)) for column in zip(*rows.values(), strict=True)))
+    return table
+
+
+def print_results(document: Mapping[str, Any]) -> None:
+    """Prints :func:`results_table` of the document."""
+    Console().print(results_table(document))
+
+
+def _percent(recall: float) -> str:
+    return f"{100 * recall:.1f}"
+
+
+def _over_languages(name: str, scores: Mapping[str, Any]) -> str:
+    if scores["mean"] is None:
+        return f"{name}: none, for {scores['reason']}"
+    both = ", ".join(f"{_SHORT[direction]} {scores[direction]:.2f}" for direction in get_args(Direction))
+    return f"{name} {scores['mean']:.2f} ({both}) over {', '.join(scores['languages'])}; {scores['instances']} images"

@@ -14,7 +14,7 @@ from ccr_lightning.errors import CCRError
 
 TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 TONE_NAMES = re.compile(r" (light|medium-light|medium|medium-dark|dark) skin tone")
-GENDERS = re.compile(r"\b(man|woman|person|men|women|people|boy|girl|child|older|old)\b")
+GENDERS = re.compile(r"\b(man|woman|person|men|women|people|boy|girl|child|older|old(?= woman| man))\b")
 HAIR_AND_DIRECTION = re.compile(r"facing right|red hair|curly hair|white hair|blond hair|bald|beard")
 
 

@@ -15,7 +15,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.models.fusion import FusionEncoder, MaskedLMHead, MatchingHead
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
-from ccr_lightning.models.transformer import Attention, CrossTransformerLayer, FeedForward, attendable
+from ccr_lightning.models.transformer import Attention, CrossTransformerLayer, FeedForward, Packing
 from ccr_lightning.models.vision import ImageEncoder
 
 SWIN = "swin_base_patch4_window7_224"
@@ -123,7 +123,9 @@ def test_cross_layer_is_torch_decoder_layer() -> None:
     hidden, context = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
     _, attention_mask = _captions()
     expected = reference(hidden, context, tgt_key_padding_mask=~attention_mask)
-    _same(layer(hidden, attendable(attention_mask), layer.cross_attention.keys_values(context)), expected)
+    packing = Packing(attention_mask)
+    fused = layer(packing.pack(hidden), packing, layer.cross_attention.keys_values(context))
+    _same(fused, expected[attention_mask])
 
 
 def test_attention_to_a_context_of_another_width_is_torch_multihead_attention() -> None:
@@ -138,7 +140,8 @@ def test_attention_to_a_context_of_another_width_is_torch_multihead_attention() 
     torch.manual_seed(3)
     hidden, context = torch.randn(3, 7, 16), torch.randn(3, 5, 6)
     expected = F.layer_norm(hidden + reference(hidden, context, context)[0], (16,))
-    _same(attention(hidden, attention.keys_values(context)), expected)
+    packing = Packing(torch.ones(3, 7, dtype=torch.bool))
+    _same(packing.pad(attention(packing.pack(hidden), packing, attention.keys_values(context))), expected)
 
 
 def test_kept_keys_and_values_of_one_image_serve_many_captions() -> None:
@@ -201,10 +204,10 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_embeddings_and_the_output_of_each_part_are_dropped() -> None:
     assert not _text(layers=0, dropout=1.0)(*_captions()).any()
-    hidden = torch.randn(3, 4, 16)
+    hidden = torch.randn(12, 16)
     only_residual = F.layer_norm(hidden, (16,))
     attention = Attention(16, heads=2, dropout=1.0)
-    _same(attention(hidden, attention.keys_values(hidden)), only_residual)
+    _same(attention.attend_self(hidden, Packing(torch.ones(3, 4, dtype=torch.bool))), only_residual)
     _same(FeedForward(16, 32, dropout=1.0)(hidden), only_residual)
 
 
@@ -212,10 +215,9 @@ def test_attention_weights_are_dropped_in_training() -> None:
     attention = Attention(16, heads=2, dropout=0.5)
     nn.init.zeros_(attention.query.weight)  # every token looks everywhere alike ...
     attention.dropout.forward = lambda states: states  # ... and the output is not dropped
-    hidden = torch.randn(1, 6, 16)
-    keys_values = attention.keys_values(hidden)
+    hidden, packing = torch.randn(6, 16), Packing(torch.ones(1, 6, dtype=torch.bool))
     torch.manual_seed(0)
-    assert not torch.equal(attention(hidden, keys_values), attention(hidden, keys_values))
+    assert not torch.equal(attention.attend_self(hidden, packing), attention.attend_self(hidden, packing))
 
 
 def test_initial_parameters() -> None:

@@ -17,8 +17,6 @@ _SHORT = {"image_to_text": "i2t", "text_to_image": "t2i"}
 def results_table(document: Mapping[str, Any]) -> Table:
     """Lays the results out: one row per language with recall@k in percent, their mean, and MRV and MRSD below.
 
-    ``i2t`` finds captions for an image, ``t2i`` images for a caption.
-
     Args:
         document: What ``results_document`` returns.
 
@@ -37,7 +35,12 @@ def results_table(document: Mapping[str, Any]) -> Table:
     ranking = document["ranking"].replace("_", " ")
     if document["ranking"] == "re-ranked":
         ranking += f", best {document['rerank_depth']}"
-    below = "\n".join(_over_languages(name, document[name.lower()]) for name in ("MRV", "MRSD"))
+    below = "\n".join(
+        [
+            "percent; i2t: from image to text, t2i: from text to image",
+            *(_over_languages(name, document[name.lower()]) for name in ("MRV", "MRSD")),
+        ]
+    )
     table = Table(
         title=f"{document['dataset']}, {document['split']} ({ranking})",
         caption=below,

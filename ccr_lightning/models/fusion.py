@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccr_lightning.models.transformer import CrossTransformerLayer, KeysValues, attendable, init_parameters
+from ccr_lightning.models.transformer import CrossTransformerLayer, KeysValues, Packing, init_parameters
 
 
 class FusionEncoder(nn.Module):
@@ -66,10 +66,11 @@ class FusionEncoder(nn.Module):
 
     def attend(self, text_states: Tensor, attention_mask: Tensor, image: Sequence[KeysValues]) -> Tensor:
         """Fuses captions with the :meth:`keys_values` of N images, or of one for all captions; else as the call."""
-        mask = attendable(attention_mask)
+        packing = Packing(attention_mask)
+        fused = packing.pack(text_states)
         for layer, keys_values in zip(self.layers, image, strict=True):
-            text_states = layer(text_states, mask, keys_values)
-        return text_states
+            fused = layer(fused, packing, keys_values)
+        return packing.pad(fused)
 
     def forward(self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
         """Fuses N captions with N images, pair by pair.
@@ -80,7 +81,7 @@ class FusionEncoder(nn.Module):
             image_states: (N, 1 + P, image_width).
 
         Returns:
-            Fused states (N, L, C).
+            Fused states (N, L, C), zero at padding.
         """
         return self.attend(text_states, attention_mask, self.keys_values(image_states))
 

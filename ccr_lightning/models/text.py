@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.models.transformer import TransformerLayer, attendable, init_parameters
+from ccr_lightning.models.transformer import Packing, TransformerLayer, init_parameters
 
 
 class TextEncoder(nn.Module):
@@ -70,10 +71,10 @@ class TextEncoder(nn.Module):
 
         Args:
             input_ids: (N, L) int64.
-            attention_mask: (N, L) bool, True for tokens. Rows without any give finite states that mean nothing.
+            attention_mask: (N, L) bool, True for tokens. Rows without any are allowed.
 
         Returns:
-            Token states (N, L, C).
+            Token states (N, L, C), zero at padding.
 
         Raises:
             CCRError: If the captions are longer than ``max_positions``, or the mask does not fit.
@@ -89,9 +90,10 @@ class TextEncoder(nn.Module):
                 f"a caption has {length} tokens and the text encoder {self.max_positions} positions: "
                 "truncate the captions or raise max_positions."
             )
-        mask = attendable(attention_mask)
-        embeddings = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
-        states: Tensor = self.dropout(self.norm(embeddings))
+        packing = Packing(attention_mask)
+        positions = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+        words, places = packing.pack(input_ids), packing.pack(positions)
+        states: Tensor = self.dropout(self.norm(self.word_embeddings(words) + self.position_embeddings(places)))
         for layer in self.layers:
-            states = layer(states, mask)
-        return states
+            states = layer(states, packing)
+        return packing.pad(states)

@@ -29,41 +29,56 @@ def init_parameters(module: nn.Module) -> None:
             module.weight[module.padding_idx].zero_()
 
 
-def attendable(attention_mask: Tensor) -> Tensor:
-    """Turns a padding mask into the mask of an attention layer: True where a token may be looked at.
+class Packing:
+    """Where the tokens of N padded captions of length L lie: layers compute on the T tokens alone, without padding.
 
-    The first token may always be looked at. It is part of every caption, so this changes nothing but rows of padding
-    only (a caption that is missing), which would otherwise have nothing to look at and become NaN.
+    Captions differ in length so much that padding would be most of the work; only attention needs the padded form. The
+    first position always counts as a token. It is part of every caption, so this changes nothing but rows of padding only
+    (a caption that is missing), which would otherwise have nothing to look at and become NaN.
 
     Args:
         attention_mask: (N, L) bool, True for tokens.
 
-    Returns:
-        (N, 1, 1, L) bool.
+    Attributes:
+        attendable: (N, 1, 1, L) bool, True where attention may look.
 
     Raises:
         CCRError: If the mask is not boolean or not (N, L).
 
     Example:
-        >>> attendable(torch.tensor([[True, True, False], [False, False, False]])).tolist()
-        [[[[True, True, False]]], [[[True, False, False]]]]
+        >>> packing = Packing(torch.tensor([[True, True, False], [True, False, False]]))
+        >>> packed = packing.pack(torch.arange(6.0).view(2, 3, 1))
+        >>> packed.tolist(), packing.pad(packed).squeeze(2).tolist()
+        ([[0.0], [1.0], [3.0]], [[0.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
     """
-    if attention_mask.dtype != torch.bool or attention_mask.ndim != 2:
-        raise CCRError(
-            f"attention_mask is {attention_mask.dtype} of shape {tuple(attention_mask.shape)}: "
-            "pass torch.bool of shape (N, L), True for tokens."
-        )
-    mask = attention_mask.clone()
-    mask[:, 0] = True
-    return mask[:, None, None, :]
+
+    def __init__(self, attention_mask: Tensor) -> None:
+        if attention_mask.dtype != torch.bool or attention_mask.ndim != 2:
+            raise CCRError(
+                f"attention_mask is {attention_mask.dtype} of shape {tuple(attention_mask.shape)}: "
+                "pass torch.bool of shape (N, L), True for tokens."
+            )
+        mask = attention_mask.clone()
+        mask[:, 0] = True
+        self._shape = mask.shape
+        self._cells = mask.flatten().nonzero().squeeze(1)
+        self.attendable = mask[:, None, None, :]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Takes the tokens (T, ...) out of (N, L, ...)."""
+        return padded.flatten(0, 1).index_select(0, self._cells)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """Puts tokens (T, C) back to their places in (N, L, C), with zeros between them."""
+        padded = packed.new_zeros(self._shape.numel(), packed.shape[1])
+        return padded.index_copy(0, self._cells, packed).unflatten(0, self._shape)
 
 
 class Attention(nn.Module):
     """Multi-head attention, then dropout, residual connection and layer normalisation.
 
-    It is bidirectional. The keys and values come from :meth:`keys_values`: from the hidden states themselves for
-    self-attention, from other tokens, which may have another width, for cross-attention. They can be computed once and
-    used for many hidden states.
+    It is bidirectional. The keys and values come from the hidden states themselves (:meth:`attend_self`) or from other
+    tokens, which may have another width and whose :meth:`keys_values` can be computed once for many captions.
 
     Args:
         hidden_size: Width C of the hidden states.
@@ -77,8 +92,9 @@ class Attention(nn.Module):
     Example:
         >>> attention = Attention(8, heads=2, context_size=6)
         >>> image = attention.keys_values(torch.randn(1, 5, 6))
-        >>> attention(torch.randn(3, 4, 8), image).shape  # three captions look at one image
-        torch.Size([3, 4, 8])
+        >>> packing = Packing(torch.ones(3, 4, dtype=torch.bool))
+        >>> attention(torch.randn(12, 8), packing, image).shape  # the 12 tokens of three captions look at one image
+        torch.Size([12, 8])
     """
 
     def __init__(self, hidden_size: int, heads: int, context_size: int | None = None, dropout: float = 0.1) -> None:
@@ -94,32 +110,42 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def _split_heads(self, states: Tensor) -> Tensor:
-        rows, length, width = states.shape
-        return states.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Computes keys and values of the tokens that are looked at, (N, S, context_size)."""
         return KeysValues(self._split_heads(self.key(context)), self._split_heads(self.value(context)))
 
-    def forward(self, hidden: Tensor, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
+    def attend_self(self, hidden: Tensor, packing: Packing) -> Tensor:
+        """Lets each caption's tokens look at one another, (T, C) to (T, C)."""
+        keys, values = packing.pad(self.key(hidden)), packing.pad(self.value(hidden))
+        looked_at = KeysValues(self._split_heads(keys), self._split_heads(values))
+        return self(hidden, packing, looked_at, packing.attendable)  # type: ignore[no-any-return]
+
+    def forward(
+        self, hidden: Tensor, packing: Packing, keys_values: KeysValues, mask: Tensor | None = None
+    ) -> Tensor:
         """Attends, and adds the result to the hidden states.
 
         Args:
-            hidden: (N, L, C).
-            keys_values: Of N rows, or of a single one that all rows share.
+            hidden: (T, C), the tokens of N captions.
+            packing: Where they lie.
+            keys_values: Of N rows, or of a single one that all captions share.
             mask: Bool, broadcastable to (N, H, L, S), True where to look; absent: everywhere.
 
         Returns:
-            (N, L, C).
+            (T, C).
         """
+        queries = self._split_heads(packing.pad(self.query(hidden)))
         attended = F.scaled_dot_product_attention(
-            self._split_heads(self.query(hidden)),
-            keys_values.keys.expand(len(hidden), -1, -1, -1),
-            keys_values.values.expand(len(hidden), -1, -1, -1),
+            queries,
+            keys_values.keys.expand(len(queries), -1, -1, -1),
+            keys_values.values.expand(len(queries), -1, -1, -1),
             mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        output: Tensor = self.norm(hidden + self.dropout(self.output(attended.transpose(1, 2).flatten(2))))
+        attended = packing.pack(attended.transpose(1, 2).flatten(2))
+        output: Tensor = self.norm(hidden + self.dropout(self.output(attended)))
         return output
 
 
@@ -127,8 +153,8 @@ class FeedForward(nn.Module):
     """Two linear layers with a GELU between them, then dropout, residual connection and layer normalisation.
 
     Example:
-        >>> FeedForward(8, feed_forward_size=32)(torch.randn(3, 4, 8)).shape
-        torch.Size([3, 4, 8])
+        >>> FeedForward(8, feed_forward_size=32)(torch.randn(3, 8)).shape
+        torch.Size([3, 8])
     """
 
     def __init__(self, hidden_size: int, feed_forward_size: int, dropout: float = 0.1) -> None:
@@ -149,8 +175,8 @@ class TransformerLayer(nn.Module):
 
     Example:
         >>> layer = TransformerLayer(8, heads=2, feed_forward_size=32)
-        >>> layer(torch.randn(3, 4, 8), attendable(torch.ones(3, 4, dtype=torch.bool))).shape
-        torch.Size([3, 4, 8])
+        >>> layer(torch.randn(12, 8), Packing(torch.ones(3, 4, dtype=torch.bool))).shape
+        torch.Size([12, 8])
     """
 
     def __init__(self, hidden_size: int, heads: int, feed_forward_size: int, dropout: float = 0.1) -> None:
@@ -158,10 +184,9 @@ class TransformerLayer(nn.Module):
         self.attention = Attention(hidden_size, heads, dropout=dropout)
         self.feed_forward = FeedForward(hidden_size, feed_forward_size, dropout)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Transforms hidden states (N, L, C), with a mask as of :func:`attendable`."""
-        hidden = self.attention(hidden, self.attention.keys_values(hidden), mask)
-        output: Tensor = self.feed_forward(hidden)
+    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+        """Transforms the packed tokens of captions, (T, C) to (T, C)."""
+        output: Tensor = self.feed_forward(self.attention.attend_self(hidden, packing))
         return output
 
 
@@ -171,8 +196,8 @@ class CrossTransformerLayer(nn.Module):
     Example:
         >>> layer = CrossTransformerLayer(8, heads=2, feed_forward_size=32, context_size=6)
         >>> context = layer.cross_attention.keys_values(torch.randn(3, 5, 6))
-        >>> layer(torch.randn(3, 4, 8), attendable(torch.ones(3, 4, dtype=torch.bool)), context).shape
-        torch.Size([3, 4, 8])
+        >>> layer(torch.randn(12, 8), Packing(torch.ones(3, 4, dtype=torch.bool)), context).shape
+        torch.Size([12, 8])
     """
 
     def __init__(
@@ -183,8 +208,8 @@ class CrossTransformerLayer(nn.Module):
         self.cross_attention = Attention(hidden_size, heads, context_size, dropout)
         self.feed_forward = FeedForward(hidden_size, feed_forward_size, dropout)
 
-    def forward(self, hidden: Tensor, mask: Tensor, context: KeysValues) -> Tensor:
-        """Transforms hidden states (N, L, C), given :func:`attendable` and the context's keys and values."""
-        hidden = self.attention(hidden, self.attention.keys_values(hidden), mask)
-        output: Tensor = self.feed_forward(self.cross_attention(hidden, context))
+    def forward(self, hidden: Tensor, packing: Packing, context: KeysValues) -> Tensor:
+        """Transforms the packed tokens of N captions, (T, C) to (T, C), with the keys and values of N contexts."""
+        hidden = self.attention.attend_self(hidden, packing)
+        output: Tensor = self.feed_forward(self.cross_attention(hidden, packing, context))
         return output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
@@ -135,13 +136,11 @@ class JsonLines:
         path = self._path(split)
         number = 0
         try:
-            with _open_text(path) as stream:
-                for number, text in enumerate(stream, 1):
-                    if text.strip():
-                        yield _parse(text, f"{path}:{number}")
-        except UnicodeDecodeError as error:
-            raise CCRError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
+            with _open(path) as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield _parse(line, f"{path}:{number}")
+        except (EOFError, OSError, zlib.error) as error:
             raise CCRError(f"{path}:{number + 1}: cannot be read ({error}); fetch the file again.") from error
         if not number:
             raise CCRError(f"{path}: the file is empty; write one JSON object per line.")
@@ -154,20 +153,25 @@ class _Line(NamedTuple):
     where: str
 
 
-def _open_text(path: Path) -> IO[str]:
+def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as stream:
         head = stream.read(len(LFS_POINTER))
     if head == LFS_POINTER:
         raise CCRError(f"{path}: a git-LFS pointer, not the captions; run git lfs pull where the file comes from.")
     if head.startswith(b"PK\x03\x04"):
         raise CCRError(f"{path}: a zip archive; unzip it first.")
-    opener = gzip.open if head.startswith(b"\x1f\x8b") else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="\n")
+    opener: Any = gzip.open if head.startswith(b"\x1f\x8b") else open
+    return opener(path, "rb")
 
 
-def _parse(text: str, where: str) -> _Line:
+def _parse(raw: bytes, where: str) -> _Line:
     try:
+        text = raw.decode("utf-8-sig")
         line = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(line, ensure_ascii=False).encode()  # half of an escaped surrogate pair cannot be stored
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise CCRError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
     except ValueError as error:
         raise CCRError(f"{where}: not valid JSON ({error}); write one JSON object per line.") from error
     if not isinstance(line, dict):

@@ -1,0 +1,115 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccr_lightning.data.images import open_image
+from ccr_lightning.errors import CCRError
+
+
+def encode(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def noise(size=(40, 30)):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_come_back_as_they_were(form, tmp_path):
+    image = noise()
+    data = encode(image, form)
+    assert np.array_equal(open_image(data, "x"), image)
+    (tmp_path / "file").write_bytes(data)
+    assert np.array_equal(open_image(tmp_path / "file", "x"), image)
+
+
+def test_transparent_parts_are_white():
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 51)])
+    for encoded in (encode(image), encode(image, "WEBP", lossless=True, exact=True), encode(image, "TIFF")):
+        assert np.asarray(open_image(encoded, "x")).tolist() == [[[200, 0, 0], [255, 255, 255], [204, 204, 204]]]
+
+
+def test_palette_with_transparency_and_grey_with_alpha():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([0, 1])
+    assert np.asarray(open_image(encode(palette), "x")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    with_hole = open_image(encode(palette, transparency=0), "x")
+    assert np.asarray(with_hole).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    grey = open_image(encode(Image.new("LA", (1, 1), (100, 0))), "x")
+    assert grey.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "form", "expected"),
+    [
+        ("1", 1, "PNG", (255, 255, 255)),
+        ("L", 77, "PNG", (77, 77, 77)),
+        ("CMYK", (0, 0, 0, 255), "TIFF", (0, 0, 0)),
+        ("I;16", 0x8080, "PNG", (128, 128, 128)),
+        ("I", 0x4040, "TIFF", (64, 64, 64)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, colour, form, expected):
+    image = open_image(encode(Image.new(mode, (2, 2), colour), form), "x")
+    assert image.mode == "RGB"
+    assert image.getpixel((1, 1)) == expected
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    upright = noise()
+    pixels = np.asarray(upright)
+    stored = {  # what a camera in that position would write
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, 1),
+        7: pixels[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(pixels, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+    assert np.array_equal(open_image(data, "x"), upright)
+
+
+JPEG = encode(noise(), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "zero bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-LFS pointer"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (JPEG[: len(JPEG) // 2], "damaged"),
+        (encode(noise())[:-300], "damaged"),
+        (encode(Image.new("L", (2000, 1001))), "2000 x 1001 pixels, more than 2000000"),
+        (encode(Image.new("1", (20000, 10000))), "too large"),
+    ],
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_failures_name_the_place(data, message, as_file, tmp_path):
+    source = data
+    if as_file:
+        source = tmp_path / "picture.jpg"
+        source.write_bytes(data)
+    with pytest.raises(CCRError) as error:
+        open_image(source, "captions.jsonl:7", max_pixels=2_000_000)
+    assert str(error.value).startswith("captions.jsonl:7: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert ("picture.jpg" in str(error.value)) == as_file
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(CCRError, match=r"captions.jsonl:7: cannot read the image .*no.png \(No such file"):
+        open_image(tmp_path / "no.png", "captions.jsonl:7")

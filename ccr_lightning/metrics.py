@@ -112,8 +112,9 @@ class RetrievalRanks(Metric):
 
         Args:
             image_embeds: (B, D) floating point; None if there are only captions.
-            text_embeds: (B, K, D), the captions of the images in K languages, the same K in every update; None if there
-                are only images; (N, D) if there are only captions, any number per image and language.
+            text_embeds: (B, K, D), the captions of the images in K languages, the same K in every update, with
+                ``caption_index`` 0; None if there are only images; (N, D) if there are only captions, any number per
+                image and language.
             image_ids: (B,) integers, or (N,) if there are only captions: the image that each of them describes.
             caption_mask: (B, K) bool, False where an image has no caption in a language.
             languages: (N,) integers from 0, the language of each caption; only and always if there are only captions.

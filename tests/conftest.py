@@ -47,8 +47,8 @@ def _caption(language: str, number: int) -> str:
 def tiny_jsonl(tmp_path: Path) -> Callable[..., dict[str, object]]:
     """A function that writes drawn images and their captions as JSON lines.
 
-    It returns the ``init_args`` of ``JsonLines``: ``files`` and ``image_root``. The images of the splits are numbered on,
-    so that no two are equal; captions are unique within a language.
+    It returns the ``init_args`` of ``JsonLines``: ``files`` and ``image_root``. Images are numbered through the
+    splits, and the captions of a language are all different.
     """
 
     def make(

@@ -77,13 +77,15 @@ def near_ties(seed, queries=32, items=96, width=48):
     base = generator.standard_normal(width).astype(np.float32)
     gallery = np.repeat(base[None], items, 0)
     direction = generator.integers(-1, 2, gallery.shape) * (generator.random(gallery.shape) < 0.1)
-    gallery = np.where(direction == 0, gallery, np.nextafter(gallery, np.sign(direction) * np.float32(np.inf)))
+    gallery = np.where(
+        direction == 0, gallery, np.nextafter(gallery, np.where(direction < 0, -np.inf, np.inf).astype(np.float32))
+    )
     gallery[::7] = gallery[0]
     query_embeds = generator.standard_normal((queries, width)).astype(np.float32)
     return query_embeds, gallery.astype(np.float32), generator.integers(0, items, queries)
 
 
-def test_nearly_tied_cells_are_decided_as_in_exact_arithmetic():
+def test_nearly_tied_cells_are_decided_as_in_exact_arithmetic(monkeypatch):
     queries, gallery, query_ids = near_ties(seed=0)
     assert queries.shape[0] * gallery.shape[0] >= 2000
     rational = [[Fraction(float(x)) for x in row] for row in gallery]
@@ -102,8 +104,10 @@ def test_nearly_tied_cells_are_decided_as_in_exact_arithmetic():
     assert ranks.tolist() == expected
 
     order = [sorted(range(len(gallery)), key=lambda item: (-row[item], item)) for row in exact]
-    candidates = top_candidates(torch.tensor(queries), torch.tensor(gallery), 20)
-    assert candidates.tolist() == [row[:20] for row in order]
+    monkeypatch.setattr(retrieval, "_CELLS", 1)  # one query at a time, so that none profits from another's slack
+    for n in (1, 5, 20, 50):
+        candidates = top_candidates(torch.tensor(queries), torch.tensor(gallery), n)
+        assert candidates.tolist() == [row[:n] for row in order]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -142,7 +146,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("width", [3, 256])
 def test_collapsed_model_ranks_last_in_bounded_memory(width):
-    n = 1200 if width == 3 else 600
+    n = 1200 if width == 3 else 300
     embeds = torch.nn.functional.normalize(torch.rand(1, width), dim=1).repeat(n, 1)
     ids = torch.arange(n)
     with Recorder() as recorder:
@@ -159,16 +163,16 @@ def test_collapsed_model_ranks_last_in_bounded_memory(width):
     assert (top_candidates(embeds[:5], embeds, 4) == torch.arange(4)).all()
 
 
-@pytest.mark.parametrize("power", [-140, -100, -60, 60, 100, 126])
+@pytest.mark.parametrize("power", [-100, -70, -65, 60, 70, 120])
 def test_scale_changes_no_rank(power):
     """Products that underflow or overflow in float32 are decided in float64."""
-    generator = torch.Generator().manual_seed(0)
-    queries, gallery = torch.randint(-8, 9, (2, 40, 12), generator=generator).float().unbind()
-    ids = torch.arange(40)
-    expected = loop_ranks((queries.double() @ gallery.double().T).tolist(), ids.tolist(), ids.tolist())
+    queries, gallery = torch.randn(2, 100, 24, generator=torch.Generator().manual_seed(0)).unbind()
+    similarity, ids = (queries.double() @ gallery.double().T).tolist(), torch.arange(100)
     scale = 2.0**power
-    assert retrieval_ranks(queries * scale, gallery * scale, ids, ids).tolist() == expected
-    assert top_candidates(queries * scale, gallery * scale, 7).equal(top_candidates(queries, gallery, 7))
+    ranks = retrieval_ranks(queries * scale, gallery * scale, ids, ids)
+    assert ranks.tolist() == loop_ranks(similarity, ids.tolist(), ids.tolist())
+    candidates = top_candidates(queries * scale, gallery * scale, 7)
+    assert candidates.tolist() == [sorted(range(100), key=lambda item: -row[item])[:7] for row in similarity]
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -251,10 +255,8 @@ def test_dtypes_that_do_not_fit():
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_recall_agrees_with_torchmetrics_on_data_without_ties(k):
     generator = torch.Generator().manual_seed(k)
-    queries, gallery = (
-        torch.nn.functional.normalize(torch.randn(60, 8, generator=generator), dim=1),
-        torch.nn.functional.normalize(torch.randn(150, 8, generator=generator), dim=1),
-    )
+    queries = torch.randn(60, 8, generator=generator)
+    gallery = queries.repeat(3, 1)[:150] + torch.randn(150, 8, generator=generator)
     query_ids, gallery_ids = torch.arange(60), torch.arange(150) % 60
     similarity = queries.double() @ gallery.double().T
     hits = [

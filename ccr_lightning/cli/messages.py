@@ -1,19 +1,62 @@
-"""What the parser found wrong, in one sentence, with the key that was probably meant."""
+"""What the parser found wrong, in one sentence, with the setting that was probably meant."""
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
-from jsonargparse import ArgumentParser
+_UNKNOWN = (
+    re.compile(r"does not accept option '(?P<key>[^']+)'"),
+    re.compile(r"unrecognized arguments: (?P<key>\S+)"),
+    re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
+)
 
 
-def explain_parse_error(message: str, parser: ArgumentParser) -> str:
-    """Shortens a parser's message to its cause, and suggests a known key for an unknown one.
+def explain_parse_error(message: str, parsers: Iterable[ArgumentParser]) -> str:
+    """Puts a parser's message into one sentence; for an unknown setting it names the closest known one.
 
     Args:
         message: The parser's message.
-        parser: The parser, which knows the valid keys.
+        parsers: The parsers, which know the settings.
+
+    Example:
+        >>> parser = ArgumentParser()
+        >>> _ = parser.add_argument("--data.batch_size")
+        >>> explain_parse_error("unrecognized arguments: --data.batchsize 3", [parser])
+        "'data.batchsize' is not a setting: did you mean 'data.batch_size'?"
     """
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines)
+    if explained := re.search(r"'[^']+' is not a setting: [^?]+\?", message):  # of a nested parser
+        return explained[0]
+    for pattern in _UNKNOWN:
+        if found := pattern.search(message):
+            key = found["key"].lstrip("-").split("=")[0]
+            where = "".join(f"{place}." for place in re.findall(r'Parser key "([^"]+)"', message))
+            hint = _suggestion(key, {*_dotted_settings(parsers), *_constructor_arguments()})
+            return f"'{where}{key}' is not a setting: {hint}"
+    return " ".join(message.split())
+
+
+def _suggestion(key: str, known: set[str]) -> str:
+    if close := get_close_matches(key, known, n=1, cutoff=0.75):
+        return f"did you mean '{close[0]}'?"
+    first = key.split(".")[0]
+    if first != key and (close := get_close_matches(first, {name.split(".")[0] for name in known}, n=1)):
+        return f"did you mean '{close[0]}' instead of '{first}'?"
+    return "'ccr COMMAND --help_all' lists all settings."
+
+
+def _dotted_settings(parsers: Iterable[ArgumentParser]) -> Iterator[str]:
+    for parser in parsers:
+        yield from (option.lstrip("-") for action in parser._actions for option in action.option_strings)
+
+
+def _constructor_arguments() -> Iterator[str]:
+    """Settings below ``init_args``: what the constructors of the package's classes take."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("ccr_lightning.")]:
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if cls.__module__ == module.__name__ and "__init__" in vars(cls):
+                yield from inspect.signature(cls).parameters

@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
@@ -35,10 +35,11 @@ TRAINER_DEFAULTS = {
 
 
 class _Parser(LightningArgumentParser):
-    """Stops with one sentence, and a suggestion for a misspelt key, instead of usage and traceback."""
+    """Stops with one sentence, and a suggestion for a misspelt setting, instead of usage and traceback."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise CCRError(explain_parse_error(message, self)) from ex
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        subcommands = self._subcommands_action.choices.values() if self._subcommands_action else ()
+        raise CCRError(explain_parse_error(message, [self, *subcommands])) from ex
 
 
 class TrainingCLI(LightningCLI):

@@ -179,10 +179,12 @@ def _write_arrow(source: Source, split: str, path: Path, captions: Counter[str])
 
 
 def _rows(source: Source, split: str) -> Iterator[dict[str, Any]]:
+    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} images"), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"preparing {source.name}/{split}", total=None)
         for record in source.records(split):
             entries = [{"language": name, "texts": list(texts)} for name, texts in record.captions.items()]

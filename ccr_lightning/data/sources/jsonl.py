@@ -35,6 +35,7 @@ class JsonLines:
         parallel: Whether the captions of an image say the same in all languages; without it a rank variance over
             languages is undefined.
         name: Name for folders, logs and tables.
+        obtain: What to do when a file is missing, for the error message; a config of a public data set says it here.
 
     Raises:
         CCRError: A split, file, line, image or language is not as described; the message names file and line.
@@ -59,6 +60,7 @@ class JsonLines:
         languages: Sequence[str] | None = None,
         parallel: bool = True,
         name: str = "jsonl",
+        obtain: str = "check files",
     ) -> None:
         if not files:
             raise CCRError("JsonLines got no files; name one per split, for example {'train': 'train.jsonl'}.")
@@ -68,6 +70,7 @@ class JsonLines:
         self.image_root = str(image_root)
         self.parallel = parallel
         self.name = name
+        self.obtain = obtain
         self._asked = None if languages is None else tuple(languages)
         self._languages = self._asked
 
@@ -129,7 +132,7 @@ class JsonLines:
             raise CCRError(f"{self.name} has no split {split!r}, only {', '.join(self.files)}; add it to files.")
         path = Path(self.files[split])
         if not path.is_file():
-            raise CCRError(f"{path}: the captions of split {split!r} are not there; check files.")
+            raise CCRError(f"{path}: the captions of split {split!r} are not there; {self.obtain}.")
         return path
 
     def _lines(self, split: str) -> Iterator[_Line]:
@@ -161,7 +164,8 @@ def _open(path: Path) -> IO[bytes]:
     if head.startswith(b"PK\x03\x04"):
         raise CCRError(f"{path}: a zip archive; unzip it first.")
     opener: Any = gzip.open if head.startswith(b"\x1f\x8b") else open
-    return opener(path, "rb")
+    content: IO[bytes] = opener(path, "rb")
+    return content
 
 
 def _parse(raw: bytes, where: str) -> _Line:

@@ -1,0 +1,490 @@
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from PIL import Image
+
+from ccr_lightning.data.datamodule import CaptionDataModule
+from ccr_lightning.data.sources.jsonl import JsonLines
+from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.data.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
+from ccr_lightning.errors import CCRError
+from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+
+
+class Watcher(lightning.LightningModule):
+    """Learns nothing and remembers the batches it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen = []
+        self.evaluated = []
+
+    def training_step(self, batch, batch_idx):
+        images = round(batch.images.double().sum().item(), 3)
+        key = (self.current_epoch, batch_idx, batch.image_ids.tolist(), batch.languages, images)
+        self.seen.append((*key, batch.input_ids.tolist()))
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx, dataloader_idx):
+        self.evaluated.append(batch)
+
+    test_step = predict_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class StopAt(lightning.Callback):
+    """Saves a checkpoint at a moment of the run and breaks off."""
+
+    def __init__(self, moment, epoch, batch, path):
+        self.moment, self.epoch, self.batch, self.path = moment, epoch, batch, path
+
+    def _maybe(self, moment, trainer, batch):
+        if (moment, trainer.current_epoch, batch) == (self.moment, self.epoch, self.batch):
+            trainer.save_checkpoint(self.path)
+            raise KeyError("stopped")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self._maybe("before batch", trainer, batch_idx)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self._maybe("after batch", trainer, batch_idx)
+
+    def on_validation_end(self, trainer, module):
+        self._maybe("after validation", trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def on_train_epoch_end(self, trainer, module):
+        self._maybe("after epoch", trainer, None)
+
+
+@pytest.fixture
+def data(tiny_jsonl, tmp_path):
+    arguments = tiny_jsonl(train=18, val=6, test=9)
+
+    def make(**settings):
+        settings = {
+            "source": JsonLines(**arguments),
+            "tokenizer": CaptionTokenizer(vocab_size=200),
+            "transform": ImageTransform(16),
+            "batch_size": 4,
+            "eval_batch_size": 4,
+            "cache_dir": str(tmp_path / "cache"),
+            **settings,
+        }
+        return CaptionDataModule(**settings)
+
+    return make
+
+
+@pytest.fixture
+def ready(data):
+    def make(**settings):
+        module = data(**settings)
+        module.prepare_data()
+        module.setup()
+        return module
+
+    return make
+
+
+def trainer(**settings):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings = {"max_epochs": 3, "enable_checkpointing": False, "num_sanity_val_steps": 0, **quiet, **settings}
+    return lightning.Trainer(accelerator="cpu", **settings)
+
+
+def text_of(module, ids, mask):
+    return module.tokenizer.decode(ids[mask])
+
+
+def test_training_batches_hold_what_the_files_say(ready):
+    module = ready(transform=ImageTransform(24, crop_scale=(1.0, 1.0)))
+    source = {record.image_id: record for record in module.source.records("train")}
+    names = module.image_names("train")
+    seen = []
+    for batch in module.train_dataloader():
+        assert isinstance(batch, Batch)
+        assert batch.languages == module.languages == ("en", "de", "ja")
+        assert batch.images.shape == (4, 3, 24, 24)
+        assert batch.input_ids.shape[:2] == batch.caption_mask.shape == (4, 3)
+        assert batch.input_ids.shape == batch.attention_mask.shape
+        assert batch.caption_mask.all()
+        dtypes = [tensor.dtype for tensor in batch[:5]]
+        assert dtypes == [torch.float32, torch.int64, torch.int64, torch.bool, torch.bool]
+        for i, row in enumerate(batch.image_ids.tolist()):
+            record = source[names[row]]
+            seen.append(record.image_id)
+            for k, language in enumerate(batch.languages):
+                text = text_of(module, batch.input_ids[i, k], batch.attention_mask[i, k])
+                assert (text,) == record.captions[language]
+            pixels = np.asarray(Image.open(record.image).convert("RGB")) / 255
+            expected = ((pixels - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
+            np.testing.assert_allclose(batch.images[i].numpy(), expected, atol=1e-5)
+    assert len(set(seen)) == len(seen) == 16
+
+
+def test_missing_captions_and_several_captions(tiny_jsonl, ready, tmp_path):
+    arguments = tiny_jsonl(train=8, folder="uneven")
+    path = tmp_path / "uneven" / "train.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["captions"]["en"] = [f"caption {n} of {number}" for n in range(4)]
+        if number % 2:
+            del line["captions"]["ja"]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    module = ready(source=JsonLines(**arguments))
+    loader = module.train_dataloader()
+    chosen = {}
+    for epoch in range(6):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            odd = torch.tensor([int(module.image_names("train")[row]) % 2 for row in batch.image_ids]).bool()
+            assert torch.equal(batch.caption_mask[:, 2], ~odd)
+            assert batch.caption_mask[:, :2].all()
+            missing = ~batch.caption_mask
+            assert (batch.attention_mask[missing].sum(dim=1) == 2).all()  # <s> </s>, so that there is what to attend to
+            assert text_of(module, batch.input_ids[missing], batch.attention_mask[missing]) == ""
+            for i, row in enumerate(batch.image_ids.tolist()):
+                text = text_of(module, batch.input_ids[i, 0], batch.attention_mask[i, 0])
+                assert text.endswith(f" of {module.image_names('train')[row]}")
+                chosen.setdefault(row, set()).add(text)
+    assert all(len(texts) > 1 for texts in chosen.values())
+
+
+def test_batches_are_a_function_of_seed_epoch_and_image(ready):
+    def batches(epoch, **settings):
+        loader = ready(languages_per_step=2, **settings).train_dataloader()
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        return list(loader)
+
+    first, again = batches(1), batches(1)
+    for a, b in zip(first, again, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:5], b[:5], strict=True))
+        assert a.languages == b.languages
+    assert {batch.languages for batch in first} <= {("en", "de"), ("en", "ja"), ("de", "ja")}
+    assert len({batch.languages for epoch in range(4) for batch in batches(epoch)}) == 3
+    other = batches(1, seed=1)
+    assert [a.image_ids.tolist() for a in first] != [b.image_ids.tolist() for b in other]
+
+    by_image = {}
+    for batch in itertools.chain(batches(0), batches(0, batch_size=6)):
+        for row, image in zip(batch.image_ids.tolist(), batch.images, strict=True):
+            assert torch.equal(by_image.setdefault(row, image), image)  # whatever batch it is in
+
+
+def test_workers_load_the_same_batches(ready):
+    alone = list(ready().train_dataloader())
+    by_workers = list(ready(num_workers=2).train_dataloader())
+    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, by_workers, strict=True))
+    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(alone, by_workers, strict=True))
+
+
+@pytest.mark.parametrize("split", ["val", "test", "predict"])
+def test_evaluation_has_each_image_and_each_caption_once(ready, split):
+    module = ready(languages=["ja", "en"])
+    images, captions = getattr(module, f"{split}_dataloader")()
+    split = "test" if split == "predict" else split
+    images, captions = list(images), list(captions)
+    records = list(module.source.records(split))
+    assert all(isinstance(batch, ImageBatch) for batch in images)
+    assert all(isinstance(batch, CaptionBatch) for batch in captions)
+    assert torch.cat([batch.image_ids for batch in images]).tolist() == list(range(len(records)))
+    assert module.image_names(split) == [record.image_id for record in records]
+    found = [
+        (language, row, number, text_of(module, ids, mask))
+        for batch in captions
+        for ids, mask, row, language, number in zip(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.image_ids.tolist(),
+            batch.languages.tolist(),
+            batch.caption_index.tolist(),
+            strict=True,
+        )
+    ]
+    expected = [
+        (index, row, 0, records[row].captions[language][0])
+        for index, language in enumerate(["ja", "en"])
+        for row in range(len(records))
+    ]
+    assert found == expected
+
+
+def test_two_ranks_share_the_work(data):
+    shares = {}
+    for rank in range(2):
+        module = data()
+        module.prepare_data()
+        module.setup()
+        module.trainer = trainer(devices=2, strategy="ddp", use_distributed_sampler=False)
+        module.trainer.strategy.set_world_ranks = lambda: None
+        module.trainer.strategy.cluster_environment.set_global_rank(rank)
+        assert (module.trainer.world_size, module.trainer.global_rank) == (2, rank)
+        shares[rank] = [list(module.train_dataloader()), *map(list, module.test_dataloader())]
+    for kind in range(3):
+        rows = [[row for batch in shares[rank][kind] for row in batch.image_ids.tolist()] for rank in range(2)]
+        if kind == 0:
+            assert len(rows[0]) == len(rows[1]) == 8
+            assert len({*rows[0], *rows[1]}) == 16
+        elif kind == 1:
+            assert sorted(rows[0] + rows[1]) == list(range(9))
+        else:
+            keys = [
+                (row, language)
+                for rank in range(2)
+                for batch in shares[rank][kind]
+                for row, language in zip(batch.image_ids.tolist(), batch.languages.tolist(), strict=True)
+            ]
+            assert sorted(keys) == [(row, language) for row in range(9) for language in range(3)]
+
+
+RANK = """
+import json, sys
+from test_data_datamodule import *
+arguments, cache_dir, output = json.loads(sys.argv[1])
+module = CaptionDataModule(
+    JsonLines(**arguments), CaptionTokenizer(vocab_size=200), ImageTransform(16), batch_size=4, eval_batch_size=4,
+    languages_per_step=2, cache_dir=cache_dir,
+)
+watcher = Watcher()
+ranks = trainer(devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=2)
+ranks.fit(watcher, datamodule=module)
+watcher.evaluated.clear()
+ranks.test(watcher, datamodule=module)
+images = [row for batch in watcher.evaluated if isinstance(batch, ImageBatch) for row in batch.image_ids.tolist()]
+captions = [
+    pair
+    for batch in watcher.evaluated
+    if isinstance(batch, CaptionBatch)
+    for pair in zip(batch.image_ids.tolist(), batch.languages.tolist())
+]
+with open(f"{output}/{ranks.global_rank}.json", "w") as file:
+    json.dump([[seen[2:4] for seen in watcher.seen], images, captions], file)
+"""
+
+
+@pytest.mark.ddp
+def test_real_ranks_see_together_what_one_process_sees(tiny_jsonl, data, tmp_path):
+    arguments = json.dumps([tiny_jsonl(train=18, test=9, folder="ranks"), str(tmp_path / "new cache"), str(tmp_path)])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    path = ":".join(sys.path)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, arguments],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    shares = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+
+    alone = Watcher()
+    trainer(max_epochs=2).fit(alone, datamodule=data(batch_size=8, languages_per_step=2))
+    joined = [[a[0] + b[0], a[1], b[1]] for a, b in zip(shares[0][0], shares[1][0], strict=True)]
+    assert joined == [[rows, list(languages), list(languages)] for _, _, rows, languages, _, _ in alone.seen]
+    assert sorted(shares[0][1] + shares[1][1]) == list(range(9))
+    assert sorted(shares[0][2] + shares[1][2]) == [[row, language] for row in range(9) for language in range(3)]
+
+
+def test_lightnings_own_sharding_is_refused(ready):
+    module = ready()
+    module.trainer = trainer(devices=2, strategy="ddp")
+    for loader in (module.train_dataloader, module.val_dataloader):
+        with pytest.raises(CCRError, match="use_distributed_sampler false"):
+            loader()
+
+
+MOMENTS = [
+    ("after batch", 1, 1),
+    ("after batch", 1, 3),
+    ("before batch", 2, 2),
+    ("after validation", 1, 2),
+    ("after validation", 0, 4),
+    ("after epoch", 1, None),
+]
+
+
+@pytest.mark.parametrize(("moment", "epoch", "batch"), MOMENTS)
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(data, tmp_path, moment, epoch, batch):
+    settings = {"val_check_interval": 2}
+    whole = Watcher()
+    trainer(**settings).fit(whole, datamodule=data(languages_per_step=2))
+    assert len(whole.seen) == 12
+    assert len({str(seen[2:]) for seen in whole.seen}) == 12
+
+    path, first, second = tmp_path / "stop.ckpt", Watcher(), Watcher()
+    stop = StopAt(moment, epoch, batch, path)
+    with pytest.raises(KeyError, match="stopped"):
+        trainer(callbacks=[stop], **settings).fit(first, datamodule=data(languages_per_step=2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        trainer(**settings).fit(second, datamodule=data(languages_per_step=2), ckpt_path=path)
+    assert first.seen + second.seen == whole.seen
+    assert first.seen
+    assert second.seen
+
+
+def test_a_second_fit_of_the_same_trainer_starts_its_epoch_anew(data, tmp_path):
+    stop = StopAt("after batch", 0, 1, tmp_path / "stop.ckpt")
+    interrupted = trainer(callbacks=[stop], max_epochs=1)
+    with pytest.raises(KeyError, match="stopped"):
+        interrupted.fit(Watcher(), datamodule=data())
+    stop.moment = "never"
+    watcher = Watcher()
+    interrupted.fit(watcher, datamodule=data())
+    assert [seen[1] for seen in watcher.seen] == [0, 1, 2, 3]
+    assert len({row for seen in watcher.seen for row in seen[2]}) == 16
+
+
+def test_workers_resume_too(data, tmp_path):
+    whole, first, second = Watcher(), Watcher(), Watcher()
+    trainer().fit(whole, datamodule=data())
+    stop = StopAt("after batch", 2, 0, tmp_path / "stop.ckpt")
+    with pytest.raises(KeyError, match="stopped"):
+        trainer(callbacks=[stop]).fit(first, datamodule=data())
+    trainer().fit(second, datamodule=data(num_workers=1), ckpt_path=tmp_path / "stop.ckpt")
+    assert first.seen + second.seen == whole.seen
+
+
+def test_overfitting_repeats_its_batches(data):
+    watcher = Watcher()
+    trainer(overfit_batches=1, limit_val_batches=0).fit(watcher, datamodule=data())
+    assert len(watcher.seen) == 3
+    assert len({str(seen[1:]) for seen in watcher.seen}) == 1
+
+
+def test_the_checkpoints_tokeniser_is_used(data, tiny_jsonl, tmp_path):
+    trained = data()
+    fitting = trainer(max_epochs=1)
+    fitting.fit(Watcher(), datamodule=trained)
+    fitting.save_checkpoint(tmp_path / "run.ckpt")
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert list(checkpoint["CaptionDataModule"]) == ["tokenizer"]
+    assert "datamodule_hyper_parameters" not in checkpoint
+
+    only_test = tiny_jsonl(train=2, val=2, test=5, folder="elsewhere", languages=("de",))
+    del only_test["files"]["train"], only_test["files"]["val"]
+    settings = {"source": JsonLines(**only_test), "cache_dir": str(tmp_path / "empty cache")}
+    with pytest.raises(CCRError, match="pass the checkpoint of a training run"):
+        trainer().test(Watcher(), datamodule=data(**settings))
+    other = data(**settings, tokenizer=CaptionTokenizer(vocab_size=70, max_tokens=5))
+    watcher = Watcher()
+    trainer().test(watcher, datamodule=other, ckpt_path=tmp_path / "run.ckpt")
+    assert other.tokenizer.to_dict() == {**trained.tokenizer.to_dict(), "max_tokens": 5}
+    captions = next(batch for batch in watcher.evaluated if isinstance(batch, CaptionBatch))
+    assert captions.input_ids.shape == (4, 5)
+    text = next(other.source.records("test")).captions["de"][0]
+    expected = CaptionTokenizer.from_dict({**trained.tokenizer.to_dict(), "max_tokens": 5}).encode([text])[0]
+    assert torch.equal(captions.input_ids[0], expected[0])
+
+
+def test_the_trained_tokeniser_is_kept_in_the_cache(data, tmp_path):
+    first = data()
+    trainer(max_epochs=1).fit(Watcher(), datamodule=first)
+    files = sorted(os.listdir(tmp_path / "cache"))
+    times = {name: os.stat(tmp_path / "cache" / name).st_mtime_ns for name in files}
+    assert len(files) == 3  # two splits and the tokeniser
+    second = data()
+    trainer().validate(Watcher(), datamodule=second)
+    assert second.tokenizer.to_dict() == first.tokenizer.to_dict()
+    assert {name: os.stat(tmp_path / "cache" / name).st_mtime_ns for name in files} == times
+    changed = data(tokenizer=CaptionTokenizer(vocab_size=180), languages=["en"])
+    trainer(max_epochs=1).fit(Watcher(), datamodule=changed)
+    assert changed.tokenizer.to_dict()["tokenizer"] != first.tokenizer.to_dict()["tokenizer"]
+
+
+def test_only_the_splits_of_the_stage_are_built(data, tmp_path, tiny_jsonl):
+    trainer(max_epochs=1, limit_val_batches=0).fit(Watcher(), datamodule=data())
+    assert {name.split("-")[1] for name in os.listdir(tmp_path / "cache")} == {"train", "tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 1}, "has no negatives"),
+        ({"eval_batch_size": 0}, "eval_batch_size is 0"),
+        ({"num_workers": -1}, "num_workers -1"),
+        ({"languages": ["en", "fr"]}, "languages has 'fr', but there are only en, de, ja"),
+        ({"languages": ["en", "en"]}, "name each language once"),
+        ({"languages": ["en"], "required_languages": ["de"]}, "required_languages has 'de', but there are only en"),
+        ({"languages_per_step": 4}, "languages_per_step is 4"),
+        ({"languages_per_step": 0}, "languages_per_step is 0"),
+        ({"languages_per_step": 1, "required_languages": ["en", "de"]}, "languages_per_step is 1"),
+        ({"batch_size": 19}, "18 images, too few for a batch of 19"),
+    ],
+)
+def test_bad_settings(ready, settings, message):
+    with pytest.raises(CCRError, match=message):
+        ready(**settings).train_dataloader()
+
+
+def test_a_language_that_a_split_lacks(tiny_jsonl, data, tmp_path):
+    arguments = tiny_jsonl(folder="all")
+    arguments["files"]["val"] = tiny_jsonl(folder="some", languages=("en",))["files"]["val"]
+    for path in (tmp_path / "some" / "pictures").iterdir():
+        path.rename(tmp_path / "all" / "pictures" / path.name)
+    module = data(source=JsonLines(**arguments))
+    module.prepare_data()
+    with pytest.raises(CCRError, match="The split 'val' of jsonl has no caption in de, ja"):
+        module.setup("fit")
+
+
+def test_a_config_file_builds_it(tiny_jsonl, tmp_path):
+    arguments = tiny_jsonl()
+    config = {
+        "source": {"class_path": "ccr_lightning.data.sources.jsonl.JsonLines", "init_args": arguments},
+        "tokenizer": {
+            "class_path": "ccr_lightning.data.tokenizer.CaptionTokenizer",
+            "init_args": {"vocab_size": 200},
+        },
+        "transform": {
+            "class_path": "ccr_lightning.data.transforms.ImageTransform",
+            "init_args": {"image_size": 16, "crop_scale": [0.5, 1.0]},
+        },
+        "languages": ["ja", "en"],
+        "batch_size": 4,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CaptionDataModule, "data")
+    built = parser.instantiate(parser.parse_object({"data": config})).data
+    built.prepare_data()
+    built.setup()
+    batch = next(iter(built.train_dataloader()))
+    assert batch.images.shape == (4, 3, 16, 16)
+    assert batch.languages == ("ja", "en")
+
+    config["source"] = {"class_path": "ccr_lightning.data.sources.openmoji.OpenMoji", "init_args": {"image_size": 32}}
+    built = parser.instantiate(parser.parse_object({"data": config})).data
+    assert built.source.image_size == 32
+    for wrong in (
+        {"class_path": "collections.Counter"},
+        {"class_path": "ccr_lightning.data.transforms.ImageTransform"},
+    ):
+        with pytest.raises(Exception, match="does not implement protocol Source"):
+            parser.parse_object({"data": {**config, "source": wrong}})
+    with pytest.raises(Exception, match="does not accept option 'batchsize'"):
+        parser.parse_object({"data": {**config, "batchsize": 3}})

@@ -4,7 +4,7 @@
 class CCRError(ValueError):
     """Something the user can put right: one sentence that says what is wrong, where, and what to do.
 
-    The ``ccr`` command prints it without a traceback and exits with status 1; in Python it is an ordinary ``ValueError``.
+    The ``ccr`` command prints it without a traceback and exits with status 1; in Python it is a ``ValueError``.
 
     Example:
         >>> raise CCRError("captions.jsonl:3: the caption in 'de' is empty; remove it or fill it in.")

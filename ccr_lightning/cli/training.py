@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import save_file
 
 from ccr_lightning.cli.messages import explain_parse_error
@@ -116,7 +116,7 @@ class TrainingCLI(LightningCLI):
         """Trains, then tests the best checkpoint."""
         self._save_config()
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
-        if self.trainer.fast_dev_run:
+        if self._get(self.config_init, "trainer").get("fast_dev_run"):
             return
         if self.trainer.interrupted:
             raise CCRError(f"training was interrupted: continue it with --name {self.folder.path.name} --resume auto.")
@@ -138,9 +138,10 @@ class TrainingCLI(LightningCLI):
         """Writes the embeddings of the test split."""
         if self.trainer.world_size > 1:
             raise CCRError("ccr predict runs on one device: pass --trainer.devices 1.")
-        images, captions = self.trainer.predict(
+        predictions: Any = self.trainer.predict(
             model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, return_predictions=True
         )
+        images, captions = predictions
         tensors = {
             f"{kind}_{name}": torch.cat([batch[name] for batch in batches]).contiguous()
             for kind, batches in (("image", images), ("text", captions))
@@ -150,7 +151,8 @@ class TrainingCLI(LightningCLI):
         save_file(tensors, self.folder.path / "embeddings.safetensors")
         names = {"image_ids": datamodule.image_names("test"), "languages": list(datamodule.languages)}
         (self.folder.path / "embeddings.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
-        print(f"{len(tensors['image_embeds'])} images and {len(tensors['text_embeds'])} captions in {self.folder.path}/")
+        n_images, n_captions = len(tensors["image_embeds"]), len(tensors["text_embeds"])
+        print(f"{n_images} images and {n_captions} captions written to {self.folder.path / 'embeddings.safetensors'}")
 
     @rank_zero_only
     def _save_config(self) -> None:
@@ -169,7 +171,7 @@ class TrainingCLI(LightningCLI):
             dataset=self.datamodule.source.name,
             split=split,
             ranking="re-ranked" if depth else "dual_encoder",
-            rerank_depth=depth or None,
+            rerank_depth=depth,
             checkpoint=checkpoint,
             seed=self.model.seed,
         )

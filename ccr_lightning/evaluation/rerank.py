@@ -37,7 +37,7 @@ class StateBank:
 
     def languages(self) -> list[int]:
         """The language indices that have captions, in order."""
-        return sorted({int(language) for captions in self._captions for language in captions[4].unique()})
+        return sorted({language for captions in self._captions for language in captions[4].tolist()})
 
     def captions(self, language: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embeddings (N, D), states (N, L, C), ids (N,) and masks (N, L) of a language's captions."""
@@ -117,7 +117,7 @@ def _match_scores(
     device = retriever.log_logit_scale.device
     scores = torch.empty(len(text), dtype=torch.float32)
     order = masks.sum(1)[text].argsort(stable=True)
-    for pairs in order.split(PAIRS_AT_ONCE):
+    for pairs in torch.split(order, PAIRS_AT_ONCE):
         mask = masks[text[pairs]]
         mask = mask[:, : int(mask.sum(1).max())]
         fused = retriever.fuse(

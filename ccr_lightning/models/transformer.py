@@ -32,9 +32,9 @@ def init_parameters(module: nn.Module) -> None:
 class Packing:
     """Where the tokens of N padded captions of length L lie: layers compute on the T tokens alone, without padding.
 
-    Captions differ in length so much that padding would be most of the work; only attention needs the padded form. The
-    first position always counts as a token. It is part of every caption, so this changes nothing but rows of padding only
-    (a caption that is missing), which would otherwise have nothing to look at and become NaN.
+    Captions differ in length so much that padding would be most of the work; only attention needs the padded form.
+    The first position always counts as a token. It is part of every caption, so this changes nothing but rows of
+    padding only (a caption that is missing), which would otherwise have nothing to look at and become NaN.
 
     Args:
         attention_mask: (N, L) bool, True for tokens.
@@ -66,12 +66,12 @@ class Packing:
 
     def pack(self, padded: Tensor) -> Tensor:
         """Takes the tokens (T, ...) out of (N, L, ...)."""
-        return padded.flatten(0, 1).index_select(0, self._cells)
+        return padded.flatten(0, 1)[self._cells]
 
     def pad(self, packed: Tensor) -> Tensor:
         """Puts tokens (T, C) back to their places in (N, L, C), with zeros between them."""
         padded = packed.new_zeros(self._shape.numel(), packed.shape[1])
-        return padded.index_copy(0, self._cells, packed).unflatten(0, self._shape)
+        return padded.index_copy(0, self._cells, packed).view(*self._shape, -1)
 
 
 class Attention(nn.Module):
@@ -110,7 +110,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def _split_heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return states.view(*states.shape[:2], self.heads, -1).transpose(1, 2)
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Computes keys and values of the tokens that are looked at, (N, S, context_size)."""
@@ -122,9 +122,7 @@ class Attention(nn.Module):
         looked_at = KeysValues(self._split_heads(keys), self._split_heads(values))
         return self(hidden, packing, looked_at, packing.attendable)  # type: ignore[no-any-return]
 
-    def forward(
-        self, hidden: Tensor, packing: Packing, keys_values: KeysValues, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, packing: Packing, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
         """Attends, and adds the result to the hidden states.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -28,9 +28,9 @@ from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 class RetrievalModule(LightningModule):
     """Trains and tests a :class:`~ccr_lightning.models.retriever.Retriever` (Nie et al., KDD 2024).
 
-    The training loss is ``contrastive_weight * contrastive + matching_weight * matching + masked_lm_weight * masked-LM``;
-    a weight of 0 switches a loss off and saves its cost. Under ddp the gradient is that of one process with the whole
-    batch (matching draws its negatives on each device, as in the paper).
+    The training loss is the weighted sum of contrastive, matching and masked-LM loss; a weight of 0 switches a loss off
+    and saves its cost. Under ddp the gradient is that of one process with the whole batch (matching draws its negatives
+    on each device, as in the paper).
 
     Args:
         retriever: The model.
@@ -284,7 +284,7 @@ class RetrievalModule(LightningModule):
                 logged[f"{split}/{statistic}"] = self.results[statistic]["mean"]
         self.log_dict(logged, prog_bar=False, rank_zero_only=False)
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads weights, and says in one sentence what does not fit if they are another architecture's.
 
         Raises:

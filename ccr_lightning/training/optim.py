@@ -39,7 +39,8 @@ def parameter_groups(
             scale = new_lr_scale if name in new_parameters else 1.0
             groups.setdefault((lr * scale, decay), []).append(parameter)
     return [
-        {"params": parameters, "lr": group_lr, "weight_decay": decay} for (group_lr, decay), parameters in groups.items()
+        {"params": parameters, "lr": group_lr, "weight_decay": decay}
+        for (group_lr, decay), parameters in groups.items()
     ]
 
 

@@ -225,9 +225,19 @@ class RetrievalModule(LightningModule):
         if self.rerank_depth:
             self._bank.add(batch, encoded)
 
-    def predict_step(self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Returns the embeddings of the batch's images or captions, (B, D)."""
-        return self._encode(batch).embeds
+    def predict_step(
+        self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Returns the embeddings of the batch's images or captions, (B, D), and the numbers that say whose they are."""
+        embeds = self._encode(batch).embeds
+        if isinstance(batch, ImageBatch):
+            return {"embeds": embeds, "ids": batch.image_ids}
+        return {
+            "embeds": embeds,
+            "image_ids": batch.image_ids,
+            "languages": batch.languages,
+            "caption_index": batch.caption_index,
+        }
 
     def on_validation_epoch_start(self) -> None:
         """Starts with empty ranks."""

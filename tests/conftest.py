@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -43,23 +44,22 @@ def _caption(language: str, number: int) -> str:
     return PATTERNS[language].format(COLOURS[language][number % 10], SHAPES[language][number % 3], number)
 
 
-@pytest.fixture
-def tiny_jsonl(tmp_path: Path) -> Callable[..., dict[str, object]]:
-    """A function that writes drawn images and their captions as JSON lines.
+@pytest.fixture(scope="session")
+def write_tiny_jsonl() -> Callable[..., dict[str, Any]]:
+    """A function that writes drawn images and their captions as JSON lines into a new folder.
 
     It returns the ``init_args`` of ``JsonLines``: ``files`` and ``image_root``. Images are numbered through the
     splits, and the captions of a language are all different.
     """
 
-    def make(
+    def write(
+        root: Path,
         train: int = 16,
         val: int = 6,
         test: int = 8,
         languages: tuple[str, ...] = ("en", "de", "ja"),
         size: int = 24,
-        folder: str = "tiny",
-    ) -> dict[str, object]:
-        root = tmp_path / folder
+    ) -> dict[str, Any]:
         root.mkdir()
         files, number = {}, 0
         for split, count in (("train", train), ("val", val), ("test", test)):
@@ -72,5 +72,46 @@ def tiny_jsonl(tmp_path: Path) -> Callable[..., dict[str, object]]:
             path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
             files[split] = str(path)
         return {"files": files, "image_root": str(root)}
+
+    return write
+
+
+@pytest.fixture
+def tiny_jsonl(tmp_path: Path, write_tiny_jsonl: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """``write_tiny_jsonl`` into ``folder`` of the test's own folder."""
+
+    def make(folder: str = "tiny", **settings: Any) -> dict[str, Any]:
+        return write_tiny_jsonl(tmp_path / folder, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[[dict[str, Any], Path], dict[str, Any]]:
+    """A function that returns a configuration of ``ccr fit``: a tiny model on ``init_args`` of ``JsonLines``."""
+
+    def make(jsonl: dict[str, Any], cache_dir: Path) -> dict[str, Any]:
+        def part(class_path: str, **init_args: Any) -> dict[str, Any]:
+            return {"class_path": f"ccr_lightning.{class_path}", "init_args": init_args}
+
+        sizes = {"hidden_size": 16, "layers": 1, "heads": 2, "feed_forward_size": 32, "dropout": 0.1}
+        retriever = part(
+            "models.retriever.Retriever",
+            image_encoder=part("models.vision.ImageEncoder", name="test_convnext", image_size=32),
+            text_encoder=part("models.text.TextEncoder", vocab_size=200, max_positions=40, **sizes),
+            fusion=part("models.fusion.FusionEncoder", image_width=64, **sizes),
+            embed_dim=16,
+        )
+        return {
+            "model": {"retriever": retriever, "lr": 2e-3},
+            "data": {
+                "source": part("data.sources.jsonl.JsonLines", **jsonl),
+                "tokenizer": part("data.tokenizer.CaptionTokenizer", vocab_size=200),
+                "transform": part("data.transforms.ImageTransform", image_size=32),
+                "batch_size": 8,
+                "cache_dir": str(cache_dir),
+            },
+            "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+        }
 
     return make

@@ -41,7 +41,8 @@ def explain_parse_error(message: str, parsers: Iterable[ArgumentParser]) -> str:
 
 
 def _suggestion(key: str, known: set[str]) -> str:
-    if close := get_close_matches(key, known, n=1, cutoff=0.75):
+    whole = sorted(name for name in known if name.endswith(f".{key}"))
+    if close := whole or get_close_matches(key, known - {key}, n=1, cutoff=0.75):
         return f"did you mean '{close[0]}'?"
     first = key.split(".")[0]
     if first != key and (close := get_close_matches(first, {name.split(".")[0] for name in known}, n=1)):

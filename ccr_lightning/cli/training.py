@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -84,7 +87,10 @@ class TrainingCLI(LightningCLI):
             configs = settings.get("config") or []
             settings.name = Path(str(configs[-1])).stem if configs else self.subcommand
         self.folder = RunFolder(Path(settings.runs_dir) / settings.name)
-        self.resume_from = self.folder.resume_from(settings.pop("resume")) if self.subcommand == "fit" else None
+        self.resume_from = None
+        if self.subcommand == "fit":
+            self.resume_from = self.folder.resume_from(settings.pop("resume"))
+            _prepare_data(settings.data)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""
@@ -96,32 +102,47 @@ class TrainingCLI(LightningCLI):
         else:
             config["enable_progress_bar"] = False
         if self.subcommand == "fit":
-            callbacks.append(
-                ModelCheckpoint(
-                    dirpath=self.folder.checkpoints,
-                    filename="best",
-                    monitor="val/mean_recall",
-                    mode="max",
-                    save_last=True,
-                    enable_version_counter=False,
-                )
-            )
+            self.folder.create()
+            checkpoints: dict[str, Any] = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
+            callbacks += [
+                ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints),
+                # Not save_last=True, which saves only when the best checkpoint is a new one.
+                ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
+            ]
             if config.get("logger") is None:
-                config["logger"] = CSVLogger(self.folder.path, name="", version="")
+                config["logger"] = self._csv_logger()
         else:
             config["logger"] = False
         config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
-        return self._instantiate_trainer(config, callbacks)
+        try:
+            return self._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, ValueError) as error:  # for example, there is no such device
+            raise CCRError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
+
+    def _csv_logger(self) -> CSVLogger:
+        """Writes metrics.csv; a resumed run keeps the lines that are there, which Lightning would delete."""
+        path = self.folder.path / "metrics.csv"
+        lines: list[dict[str, Any]] = []
+        if self.resume_from == self.folder.last and path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                lines = [{name: value for name, value in line.items() if value} for line in csv.DictReader(file)]
+        logger = CSVLogger(self.folder.path, name="", version="")
+        for line in lines:
+            logger.log_metrics(line, int(line.pop("step")))
+        return logger
 
     def fit(self, model: RetrievalModule, datamodule: CaptionDataModule) -> None:
         """Trains, then tests the best checkpoint."""
         self._save_config()
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            raise CCRError(
+                f"training was interrupted: continue it with --name {self.folder.path.name} --resume auto."
+            ) from error
         if self._get(self.config_init, "trainer").get("fast_dev_run"):
             return
-        if self.trainer.interrupted:
-            raise CCRError(f"training was interrupted: continue it with --name {self.folder.path.name} --resume auto.")
-        best = self.folder.best if self.folder.best.exists() else None
+        best = self.folder.best if self.folder.best.exists() else self.folder.last
         self.trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
         self._report("test", best)
 
@@ -148,7 +169,7 @@ class TrainingCLI(LightningCLI):
             for kind, batches in (("image", images), ("text", captions))
             for name in batches[0]
         }
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.create()
         save_file(tensors, self.folder.path / "embeddings.safetensors")
         names = {"image_ids": datamodule.image_names("test"), "languages": list(datamodule.languages)}
         (self.folder.path / "embeddings.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
@@ -157,7 +178,6 @@ class TrainingCLI(LightningCLI):
 
     @rank_zero_only
     def _save_config(self) -> None:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         settings = self.config[self.subcommand].clone()
         settings.pop("config", None)
         text = self._parser(self.subcommand).dump(settings, skip_none=False, skip_validation=True)
@@ -165,7 +185,7 @@ class TrainingCLI(LightningCLI):
         self.folder.config.write_text(header + text, encoding="utf-8")
 
     @rank_zero_only
-    def _report(self, split: str, checkpoint: Path | None) -> None:
+    def _report(self, split: str, checkpoint: Path) -> None:
         depth = self.model.rerank_depth if split == "test" else 0
         document = results_document(
             self.model.results,
@@ -178,7 +198,6 @@ class TrainingCLI(LightningCLI):
         )
         suffix = "-val" if split == "val" else "-reranked" if depth else ""
         path = self.folder.path / f"results{suffix}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_results(path, document)
         print_results(document)
         print(f"written to {path}")
@@ -205,6 +224,14 @@ def run(args: list[str]) -> int:
     return 0
 
 
+@rank_zero_only
+def _prepare_data(settings: Namespace) -> None:
+    """Prepares all splits before the model is built and trained: what is wrong with the data shows at once."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(CaptionDataModule, "data")
+    parser.instantiate(Namespace(data=settings)).data.prepare_data()  # type: ignore[no-untyped-call]
+
+
 def _quieten() -> None:
     """Hides library messages that ask nothing of the user."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -214,7 +241,9 @@ def _quieten() -> None:
         ".*LeafSpec.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
-        ".*recommended to use `self.log.*sync_dist=True`.*",
+        ".*recommended to use `self.log.*sync_dist=True.*",
+        ".*Grad strides do not match bucket view strides.*",
         ".*Experiment logs directory .* exists and is not empty.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
     ):
         warnings.filterwarnings("ignore", message=message)

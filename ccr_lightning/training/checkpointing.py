@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,40 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CCRError: If the file cannot be written; it names the cause.
         """
         target = Path(path)
-        temporary: str | None = None
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(target)
+            temporary.replace(target)
         except (OSError, RuntimeError) as error:
             raise CCRError(
                 f"{target}: the checkpoint could not be written ({error}); free some space or change --runs_dir."
             ) from error
         finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Loads the checkpoint at ``path``.
+
+        Raises:
+            CCRError: If it is damaged, or something else than the checkpoint of a run.
+        """
+        try:
+            checkpoint: Any = super().load_checkpoint(path, map_location, weights_only)
+        except Exception as error:  # torch.load raises anything from EOFError to RuntimeError
+            raise CCRError(
+                f"{path}: the checkpoint cannot be read ({type(error).__name__}), it is damaged or no checkpoint: copy "
+                "or train it again."
+            ) from error
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise CCRError(f"{path}: the file is not the checkpoint of a run; pass one that ccr fit wrote.")
+        return checkpoint
 
 
 def explain_mismatch(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str | None:
@@ -81,6 +99,17 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.config = path / "config.yaml"
+
+    def create(self) -> None:
+        """Makes the folder unless it is there.
+
+        Raises:
+            CCRError: If it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CCRError(f"{self.path}: the folder cannot be made ({error.strerror}); change --runs_dir.") from error
 
     def resume_from(self, resume: str | None) -> Path | None:
         """Finds the checkpoint to start from.

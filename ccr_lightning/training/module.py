@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccr_lightning import distributed
 from ccr_lightning.data.tokenizer import CaptionTokenizer
@@ -42,6 +42,8 @@ class RetrievalModule(LightningModule):
         matching_weight: Weight of the matching loss with hard negatives.
         masked_lm_weight: Weight of the masked-LM loss.
         positive_language: How matching chooses the language of an image's positive text.
+        fusion_images: Matching and masked-LM look at so many images of each device's batch; by default, and in the
+            paper, at all. Negatives come from the whole batch anyhow. Fewer make a large batch affordable.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
         lr: Peak learning rate.
         new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
@@ -66,6 +68,7 @@ class RetrievalModule(LightningModule):
         matching_weight: float = 1.0,
         masked_lm_weight: float = 1.0,
         positive_language: PositiveLanguage = "least_likely",
+        fusion_images: int | None = None,
         mask_rate: float = 0.4,
         lr: float = 1e-4,
         new_lr_scale: float = 2.0,
@@ -77,10 +80,16 @@ class RetrievalModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if fusion_images is not None and fusion_images < 1:
+            raise CCRError(f"fusion_images is {fusion_images}: give 1 or more, or leave it out for the whole batch.")
         if (matching_weight or masked_lm_weight or rerank_depth) and retriever.fusion is None:
             raise CCRError(
                 "matching, masked-LM and re-ranking need a fusion encoder: give the retriever one, or set "
                 "matching_weight, masked_lm_weight and rerank_depth to 0."
+            )
+        if not (contrastive_weight or matching_weight or masked_lm_weight):
+            raise CCRError(
+                "contrastive_weight, matching_weight and masked_lm_weight are all 0, which leaves no loss: set one."
             )
         self.retriever = retriever
         self.contrastive = ContrastiveLoss(
@@ -92,6 +101,7 @@ class RetrievalModule(LightningModule):
             "masked_lm": masked_lm_weight,
         }
         self.positive_language = positive_language
+        self.fusion_images = fusion_images
         self.mask_rate = mask_rate
         self.lr = lr
         self.new_lr_scale = new_lr_scale
@@ -105,7 +115,7 @@ class RetrievalModule(LightningModule):
         self.results: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Checks that the data's tokeniser and languages suit the model."""
+        """Checks that the data's tokeniser and languages suit the model, and freezes what no loss reaches."""
         data = self._data
         size = self.retriever.text_encoder.vocab_size
         if data.tokenizer.vocab_size > size:
@@ -121,6 +131,24 @@ class RetrievalModule(LightningModule):
             )
         if self.rerank_depth and self.trainer.world_size > 1:
             raise CCRError("re-ranking runs on one device: pass --trainer.devices 1, or --model.rerank_depth 0.")
+        if stage == "fit":
+            self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Freezes what only the losses that are off would train: ddp stops at parameters without a gradient."""
+        weights, retriever = self.loss_weights, self.retriever
+        unused: list[nn.Module | nn.Parameter] = []
+        if not weights["contrastive"]:
+            unused += [retriever.image_projection, retriever.text_projection, retriever.log_logit_scale]
+        if retriever.fusion is not None:
+            if not weights["matching"]:
+                unused.append(retriever.matching_head)
+            if not weights["masked_lm"]:
+                unused.append(retriever.masked_lm_head)
+            if not (weights["matching"] or weights["masked_lm"]):
+                unused.append(retriever.fusion)
+        for part in unused:
+            part.requires_grad_(False)
 
     @property
     def _data(self) -> Any:
@@ -160,8 +188,9 @@ class RetrievalModule(LightningModule):
                 image_ids=batch.image_ids,
                 positive_language=self.positive_language,
             )
-            n_images, n_languages = batch.caption_mask.shape
-            positive_text = torch.arange(n_images, device=draw.language.device) * n_languages + draw.language
+            draw = MatchingDraw(*(rows[: self.fusion_images] for rows in draw))  # the batch is in random order
+            n_languages = batch.caption_mask.shape[1]
+            positive_text = torch.arange(len(draw.language), device=self.device) * n_languages + draw.language
             if weights["matching"]:
                 losses["matching"] = self._matching_loss(batch, images, texts, draw, positive_text)
             if weights["masked_lm"]:
@@ -177,7 +206,8 @@ class RetrievalModule(LightningModule):
         self, batch: Batch, images: Encoded, texts: Encoded, draw: MatchingDraw, positive_text: Tensor
     ) -> Tensor:
         rows = torch.cat([positive_text, positive_text, draw.negative_text])
-        image_states = torch.cat([images.states, images.states[draw.negative_image], images.states])
+        own_states = images.states[: len(positive_text)]
+        image_states = torch.cat([own_states, images.states[draw.negative_image], own_states])
         fused = self.retriever.fuse(
             texts.states.flatten(0, 1)[rows], batch.attention_mask.flatten(0, 1)[rows], image_states
         )
@@ -196,7 +226,7 @@ class RetrievalModule(LightningModule):
             rate=self.mask_rate,
         )
         states = self.retriever.encode_text(masked.input_ids, attention_mask).states
-        fused = self.retriever.fuse(states, attention_mask, images.states)
+        fused = self.retriever.fuse(states, attention_mask, images.states[: len(positive_text)])
         hidden = masked.targets >= 0
         logits = self.retriever.masked_lm_logits(fused[hidden])
         return distributed.global_mean(*masked_lm_loss(logits, masked.targets[hidden]))
@@ -211,8 +241,10 @@ class RetrievalModule(LightningModule):
             new_lr_scale=self.new_lr_scale,
         )
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = linear_warmup_decay(optimizer, total_steps, self.warmup_fraction)
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise CCRError("training without an end has no learning-rate schedule: set --trainer.max_epochs.")
+        schedule = linear_warmup_decay(optimizer, int(total_steps), self.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validation_step(self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

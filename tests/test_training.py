@@ -114,7 +114,7 @@ def test_the_losses_fall(data, objective):
     first, last = (watcher.mean("contrastive", steps) for steps in (slice(0, 2), slice(-2, None)))
     assert floor < last < first - 0.5
     for name in ("masked_lm", "loss"):
-        assert watcher.mean(name, slice(-4, None)) < 0.95 * watcher.mean(name, slice(0, 4))
+        assert watcher.mean(name, slice(-4, None)) < watcher.mean(name, slice(0, 4)) - 0.1
     assert watcher.lrs == pytest.approx([3e-3 * (20 - step) / 20 for step in range(20)])
     assert watcher.with_gradient == {name for name, _ in module.retriever.named_parameters()}
 
@@ -135,7 +135,7 @@ def test_a_weight_of_zero_switches_a_loss_off(data, off, unused):
     watcher = Watcher()
     trainer(watcher, max_steps=1).fit(module, datamodule=data())
     (logged,) = watcher.logged
-    assert {f"train/{name}" for name in LOSSES if name not in off} == logged.keys() - {"train/loss", "train/temperature"}
+    assert logged.keys() == {f"train/{name}" for name in (*LOSSES, "loss", "temperature") if name not in off}
     total = sum(weight * logged[f"train/{name}"] for name, weight in weights.items() if weight)
     assert logged["train/loss"] == pytest.approx(total, rel=1e-6)
     without = {name for name in before if name.startswith(tuple(unused))}
@@ -223,6 +223,19 @@ def test_missing_captions(data, objective):
     assert watcher.with_gradient == {name for name, _ in module.retriever.named_parameters()}
 
 
+@pytest.mark.parametrize(("fusion_images", "expected"), [(None, [24, 8]), (100, [24, 8]), (3, [9, 3])])
+def test_fusion_sees_part_of_the_batch(data, fusion_images, expected):
+    module, watcher, pairs = model(fusion_images=fusion_images), Watcher(), []
+    module.retriever.fusion.register_forward_hook(lambda fusion, inputs, output: pairs.append(len(inputs[0])))
+    trainer(watcher, max_steps=1).fit(module, datamodule=data())
+    assert pairs == expected  # of matching: text with image, text with another image, image with another text
+    reference = Watcher()
+    trainer(reference, max_steps=1).fit(model(), datamodule=data())
+    ours, full = watcher.logged[0], reference.logged[0]
+    assert ours["train/contrastive"] == full["train/contrastive"]
+    assert (ours["train/matching"] == full["train/matching"]) == (fusion_images != 3)
+
+
 def test_bfloat16(data):
     watcher, module = Watcher(), model()
     fitting = trainer(watcher, precision="bf16-mixed", limit_val_batches=None)
@@ -242,6 +255,7 @@ def test_bfloat16(data):
         ({"fusion": False, "matching_weight": 0}, {}, "need a fusion encoder"),
         ({"fusion": False, "matching_weight": 0, "masked_lm_weight": 0, "rerank_depth": 2}, {}, "need a fusion encod"),
         ({"contrastive_weight": 0, "matching_weight": 0, "masked_lm_weight": 0}, {}, "are all 0"),
+        ({"fusion_images": 0}, {}, "fusion_images is 0"),
         ({"objective": "one_to_one", "text_to_image_weight": 0.5}, {}, "has no meaning"),
         ({"objective": "english_pivot", "pivot_language": "fr"}, {}, "needs 3 languages, among them the pivot 'fr'"),
         ({}, {"transform": ImageTransform(48)}, r"the images are \(3, 48, 48\) and the image encoder takes"),
@@ -377,7 +391,7 @@ def test_results_are_what_loops_over_the_predictions_find(data, tmp_path):
         for statistic in ("mrv", "mrsd"):
             assert found[statistic][direction] == pytest.approx(expected[direction, statistic], rel=1e-12)
     assert found["mrv"]["instances"] == expected["instances"]
-    assert 0 < expected["text_to_image", "mrv"]
+    assert expected["text_to_image", "mrv"] > 0
 
 
 def test_another_architecture_is_refused():

@@ -37,15 +37,18 @@ def explain_parse_error(message: str, parsers: Iterable[ArgumentParser]) -> str:
             where = "".join(f"{place}." for place in re.findall(r'Parser key "([^"]+)"', message))
             hint = _suggestion(key, {*_dotted_settings(parsers), *_constructor_arguments()})
             return f"'{where}{key}' is not a setting: {hint}"
-    return " ".join(message.split())
+    return " ".join(message.split()).replace('"<unicode string>"', "the configuration")
 
 
 def _suggestion(key: str, known: set[str]) -> str:
     whole = sorted(name for name in known if name.endswith(f".{key}"))
     if close := whole or get_close_matches(key, known - {key}, n=1, cutoff=0.75):
         return f"did you mean '{close[0]}'?"
+    if key.endswith((".yaml", ".yml")):
+        return "pass a configuration with --config."
     first = key.split(".")[0]
-    if first != key and (close := get_close_matches(first, {name.split(".")[0] for name in known}, n=1)):
+    groups = {name.split(".")[0] for name in known if "." in name}
+    if first != key and first not in groups and (close := get_close_matches(first, groups, n=1)):
         return f"did you mean '{close[0]}' instead of '{first}'?"
     return "'ccr COMMAND --help_all' lists all settings."
 

@@ -51,14 +51,15 @@ class TrainingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Trainer methods and those of their arguments that are not options."""
+        """The trainer method that the command names, and those of its arguments that are not options."""
         hidden = {"model", "dataloaders", "datamodule", "weights_only", "verbose"}
-        return {
+        every = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
             "validate": hidden,
             "test": hidden,
             "predict": {*hidden, "return_predictions"},
         }
+        return {sys.argv[1]: every[sys.argv[1]]}  # a parser takes a while to build
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that accepts no abbreviated, hence no misspelt, option."""
@@ -79,6 +80,12 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """The command line wins over hyper-parameters that a checkpoint carries."""
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise CCRError(f"--seed_everything: {error}.") from error
 
     def before_instantiate_classes(self) -> None:
         """Settles the run's folder and what to resume from, before anything is built."""
@@ -180,7 +187,7 @@ class TrainingCLI(LightningCLI):
     def _save_config(self) -> None:
         settings = self.config[self.subcommand].clone()
         settings.pop("config", None)
-        text = self._parser(self.subcommand).dump(settings, skip_none=False, skip_validation=True)
+        text = self._parser(self.subcommand).dump(settings, skip_unset=False, skip_validation=True)
         header = f"# What made this run; repeat it with: ccr fit --config {self.folder.config} --name NAME\n"
         self.folder.config.write_text(header + text, encoding="utf-8")
 
@@ -211,16 +218,24 @@ def run(args: list[str]) -> int:
     """
     _quieten()
     sys.argv = [sys.argv[0], *args]
-    TrainingCLI(
-        RetrievalModule,
-        CaptionDataModule,
-        save_config_callback=None,
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=0,
-        parser_class=_Parser,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    try:
+        TrainingCLI(
+            RetrievalModule,
+            CaptionDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CCRError):
+            cause = cause.__cause__  # the parser packs the errors of parts that may be null into its own
+        if cause is None:
+            raise
+        raise cause
     return 0
 
 
@@ -245,5 +260,6 @@ def _quieten() -> None:
         ".*Grad strides do not match bucket view strides.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*The dirpath has changed from .*",
     ):
         warnings.filterwarnings("ignore", message=message)

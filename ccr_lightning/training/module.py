@@ -240,8 +240,12 @@ class RetrievalModule(LightningModule):
             new_parameters=self.retriever.new_parameters(),
             new_lr_scale=self.new_lr_scale,
         )
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
+        fused = None if "mixed" in str(self.trainer.precision) else True
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
         total_steps = self.trainer.estimated_stepping_batches
+        # That built the training loader. Lightning has to build it again, once a resumed run's progress is restored.
+        self.trainer.fit_loop._combined_loader = None
         if total_steps == float("inf"):
             raise CCRError("training without an end has no learning-rate schedule: set --trainer.max_epochs.")
         schedule = linear_warmup_decay(optimizer, int(total_steps), self.warmup_fraction)
@@ -325,6 +329,23 @@ class RetrievalModule(LightningModule):
             if self.results[statistic]["mean"] is not None:
                 logged[f"{split}/{statistic}"] = self.results[statistic]["mean"]
         self.log_dict(logged, prog_bar=False, rank_zero_only=False)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that a run which resumes trains what it trained before.
+
+        Raises:
+            CCRError: If it does not, since some losses have been switched off or on.
+        """
+        if self.trainer.state.fn != "fit" or explain_mismatch(self.state_dict(), checkpoint["state_dict"]):
+            return  # another architecture is refused below
+        groups = [group for optimizer in checkpoint.get("optimizer_states", []) for group in optimizer["param_groups"]]
+        before = sum(len(group["params"]) for group in groups)
+        now = sum(parameter.requires_grad for parameter in self.parameters())
+        if before != now:
+            raise CCRError(
+                f"the checkpoint's run trained {before} tensors and this one trains {now}: switch the same losses on "
+                "as then, or start a new run."
+            )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads weights, and says in one sentence what does not fit if they are another architecture's.

@@ -1,0 +1,1 @@
+"""Measurements that README reports; each module is a command: ``python -m benchmarks.NAME``."""

@@ -1,0 +1,64 @@
+"""The table of README's results: the main job over several seeds, then the same checkpoints re-ranked.
+
+python -m benchmarks.main_job --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RERANK_DEPTH = 16
+
+
+def main() -> None:
+    """Trains and scores each seed that has no run yet, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", default="configs/pretrain.yaml")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
+    args = parser.parse_args()
+    rows = [_row(seed, args.config, args.runs_dir) for seed in args.seeds]
+    print("| seed | minutes | R@1 | R@5 | R@10 | MRV | MRSD | R@1 re-ranked | MRV re-ranked |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def _row(seed: int, config: str, runs_dir: Path) -> list[str]:
+    run = runs_dir / f"seed-{seed}"
+    minutes = "-"
+    if not (run / "results.json").exists():
+        start = time.monotonic()
+        _ccr("fit", "--config", config, "--seed_everything", str(seed), "--name", run.name, "--runs_dir", str(runs_dir))
+        minutes = f"{(time.monotonic() - start) / 60:.1f}"
+    _ccr("test", "--ckpt_path", str(run), "--model.rerank_depth", str(RERANK_DEPTH))
+    dual = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    reranked = json.loads((run / "results-reranked.json").read_text(encoding="utf-8"))
+    return [
+        str(seed),
+        minutes,
+        *(f"{_recall(dual, k):.1f}" for k in (1, 5, 10)),
+        f"{dual['mrv']['mean']:.2f}",
+        f"{dual['mrsd']['mean']:.2f}",
+        f"{_recall(reranked, 1):.1f}",
+        f"{reranked['mrv']['mean']:.2f}",
+    ]
+
+
+def _ccr(*args: str) -> None:
+    subprocess.run([sys.executable, "-m", "ccr_lightning.cli.main", *args], check=True)
+
+
+def _recall(results: dict[str, Any], k: int) -> float:
+    recalls = [scores[f"recall@{k}"] for language in results["languages"].values() for scores in language.values()]
+    return 100 * sum(recalls) / len(recalls)
+
+
+if __name__ == "__main__":
+    main()

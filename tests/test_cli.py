@@ -1,0 +1,555 @@
+"""The command line: real processes where it matters, the same ``main`` in this process elsewhere."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ccr_lightning import __version__
+from ccr_lightning.cli.main import main
+from ccr_lightning.training.module import RetrievalModule
+
+LANGUAGES = ("en", "de", "ja")
+
+
+def start(*arguments, **settings):
+    """Runs ``ccr`` as a process of its own."""
+    command = [sys.executable, "-m", "ccr_lightning.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **settings)
+
+
+@pytest.fixture
+def ccr(monkeypatch, capsys):
+    """A function that runs ``ccr`` in this process and returns exit status, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["ccr"])
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        monkeypatch.setattr(__import__("logging").getLogger(name), "level", 30)
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def expect_error(ccr):
+    """Checks that ``ccr`` stops with one sentence on stderr."""
+
+    def check(*arguments, says):
+        status, _, errors = ccr(*arguments)
+        assert status == 1
+        lines = errors.strip().splitlines()
+        assert len(lines) == 1, errors
+        assert lines[0].startswith("error: ")
+        assert re.search(says, lines[0]), errors
+
+    return check
+
+
+# ---- without torch
+
+
+def loads_no_torch(*arguments):
+    """Output and status of ``main`` in a process that has torch, lightning and transformers made impossible."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'lightning', 'transformers', 'timm', 'numpy'): sys.modules[name] = None\n"
+        "from ccr_lightning.cli.main import main\n"
+        f"sys.exit(main({list(arguments)!r}))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "usage: ccr COMMAND"),
+        (["--help"], "ccr fit --config configs/pretrain.yaml"),
+        (["-h"], "usage: ccr COMMAND"),
+        (["--version"], f"ccr-lightning {__version__}\n"),
+        (["fit", "--help"], "usage: ccr fit --config CONFIG"),
+        (["fit", "--config", "any.yaml", "-h"], "usage: ccr fit --config CONFIG"),
+        (["test", "--help"], "usage: ccr test --ckpt_path PATH"),
+        (["validate", "--help"], "usage: ccr validate"),
+        (["predict", "--help"], "usage: ccr predict"),
+    ],
+)
+def test_help_loads_no_torch(arguments, says):
+    done = loads_no_torch(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["fti"], "'fti' is not a command: did you mean 'fit'?"),
+        (["frobnicate"], "'frobnicate' is not a command: run 'ccr --help' for the list."),
+        (["test", "--model.lr", "3"], "ccr test needs --ckpt_path: a checkpoint or the folder of a run"),
+        (["test", "--ckpt_path", "nowhere"], "--ckpt_path nowhere: there is no checkpoint at nowhere; check the path."),
+        (["test", "--ckpt_path"], "ccr test needs --ckpt_path"),
+    ],
+)
+def test_errors_that_need_no_torch(arguments, says):
+    done = loads_no_torch(*arguments)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+# ---- one real run, which the tests below share
+
+
+@pytest.fixture(scope="module")
+def jsonl(tmp_path_factory, write_tiny_jsonl):
+    return write_tiny_jsonl(tmp_path_factory.mktemp("cli") / "data")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, jsonl, tiny_config):
+    """A configuration file, in JSON, which is YAML too."""
+    folder = tmp_path_factory.mktemp("config")
+    path = folder / "drawn.yaml"
+    path.write_text(json.dumps(tiny_config(jsonl, folder / "cache")), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, config):
+    """The process that trained, and the folder of its run."""
+    folder = tmp_path_factory.mktemp("fit")
+    done = start("fit", "--config", config, "--trainer.log_every_n_steps", 1, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done, folder / "runs" / "drawn"
+
+
+@pytest.fixture
+def at_home(fitted, monkeypatch):
+    """The run's folder, in whose home the test runs; what tests add to it is taken away again."""
+    run = fitted[1]
+    monkeypatch.chdir(run.parent.parent)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    yield run
+    for path in [path for path in run.rglob("*") if path.is_file() and path not in before]:
+        path.unlink()
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def check_document(document, split, n_images, checkpoint):
+    assert document["dataset"] == "jsonl"
+    assert document["split"] == split
+    assert (document["ranking"], document["rerank_depth"]) == ("dual_encoder", 0)
+    assert document["seed"] == 0
+    assert document["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert Path(document["checkpoint"]["path"]).name == checkpoint.name
+    assert document["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    recalls = []
+    assert list(document["languages"]) == list(LANGUAGES)
+    for scores in document["languages"].values():
+        for direction in ("image_to_text", "text_to_image"):
+            of = scores[direction]
+            assert of["queries"] == of["gallery"] == n_images
+            values = [of[f"recall@{k}"] for k in (1, 5, 10)]
+            assert values == sorted(values)
+            assert all(value * n_images == pytest.approx(round(value * n_images)) for value in values)
+            recalls += values
+    assert document["mean_recall"] == pytest.approx(sum(recalls) / 18)
+    for statistic in ("mrv", "mrsd"):
+        of = document[statistic]
+        assert (of["languages"], of["instances"]) == (list(LANGUAGES), n_images)
+        assert of["mean"] == pytest.approx((of["image_to_text"] + of["text_to_image"]) / 2)
+
+
+def test_fit_fills_the_folder_of_the_run(fitted):
+    done, run = fitted
+    assert sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) == [
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+    ]
+    best, last = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert (last["epoch"], last["global_step"]) == (1, 4)
+    assert best["epoch"] in (0, 1)
+    assert best["state_dict"].keys() == last["state_dict"].keys()
+    check_document(json.loads((run / "results.json").read_text()), "test", 8, run / "checkpoints" / "best.ckpt")
+    assert done.stderr == ""
+    for text in ("for 4 steps on 1 x cpu", "step 2/4", "step 4/4", "loss", "MRV", "min left"):
+        assert text in done.stdout
+    for text in ("jsonl, test (dual encoder)", "language", "en", "mean", "MRSD", "written to runs/drawn/results.json"):
+        assert text in done.stdout
+
+
+def test_metrics_of_each_step_and_validation(fitted):
+    with (fitted[1] / "metrics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    trained = [line for line in lines if line["train/loss"]]
+    assert [int(line["step"]) for line in trained] == [0, 1, 2, 3]
+    for line in trained:
+        total = sum(float(line[f"train/{name}"]) for name in ("contrastive", "matching", "masked_lm"))
+        assert float(line["train/loss"]) == pytest.approx(total, rel=1e-5)
+    validated = [line for line in lines if line["val/mean_recall"]]
+    assert [int(line["step"]) for line in validated] == [1, 3]
+    best = torch.load(fitted[1] / "checkpoints/best.ckpt", weights_only=True)
+    scores = [float(line["val/mean_recall"]) for line in validated]
+    assert best["epoch"] == scores.index(max(scores))
+
+
+def test_the_saved_config_says_everything(fitted, ccr, capsys):
+    text = (fitted[1] / "config.yaml").read_text()
+    assert text.startswith(
+        "# What made this run; repeat it with: ccr fit --config runs/drawn/config.yaml --name NAME\n"
+    )
+    assert "weight_decay: 0.01" in text  # a default
+    with pytest.raises(SystemExit, match="0"):
+        ccr("fit", "--config", fitted[1] / "config.yaml", "--name", "again", "--print_config")
+    printed = capsys.readouterr().out
+    again = re.sub("name: again", "name: drawn", printed).replace("resume: null\n", "")
+    assert again.splitlines()[1:] == text.splitlines()[2:]
+
+
+def test_the_results_can_be_had_again(at_home, ccr):
+    before = json.loads((at_home / "results.json").read_text())
+    (at_home / "results.json").unlink()
+    status, output, errors = ccr("test", "--ckpt_path", at_home)
+    assert (status, errors) == (0, "")
+    assert "jsonl, test (dual encoder)" in output
+    again = json.loads((at_home / "results.json").read_text())
+    check_document(again, "test", 8, at_home / "checkpoints" / "best.ckpt")
+    for document in (before, again):
+        del document["checkpoint"]["path"]
+    assert again == before
+
+
+def test_validate(at_home, ccr):
+    status, output, errors = ccr("validate", "--ckpt_path=runs/drawn")
+    assert (status, errors) == (0, "")
+    assert "jsonl, val (dual encoder)" in output
+    document = json.loads((at_home / "results-val.json").read_text())
+    check_document(document, "val", 6, at_home / "checkpoints" / "best.ckpt")
+    best = torch.load(at_home / "checkpoints" / "best.ckpt", weights_only=True)
+    (state,) = [state for state in best["callbacks"].values() if state.get("monitor") == "val/mean_recall"]
+    assert state["best_model_score"].item() == pytest.approx(document["mean_recall"], rel=1e-6)
+
+
+def test_rerank(at_home, ccr):
+    before = (at_home / "results.json").read_bytes()
+    status, output, errors = ccr("test", "--ckpt_path", at_home, "--model.rerank_depth", 3)
+    assert (status, errors) == (0, "")
+    assert "jsonl, test (re-ranked, best 3)" in output
+    document = json.loads((at_home / "results-reranked.json").read_text())
+    assert (document["ranking"], document["rerank_depth"]) == ("re-ranked", 3)
+    dual = json.loads(before)
+    for language, scores in document["languages"].items():
+        for direction, of in scores.items():  # nothing moves in or out of the first 3
+            for k in (5, 10):
+                assert of[f"recall@{k}"] == dual["languages"][language][direction][f"recall@{k}"]
+    assert (at_home / "results.json").read_bytes() == before
+
+
+def test_predict(at_home, ccr, jsonl):
+    status, output, errors = ccr("predict", "--ckpt_path", at_home / "checkpoints" / "best.ckpt")
+    assert (status, errors) == (0, "")
+    assert "8 images and 24 captions written to" in output
+    tensors = load_file(at_home / "embeddings.safetensors")
+    names = json.loads((at_home / "embeddings.json").read_text())
+    assert names == {"image_ids": [str(number) for number in range(22, 30)], "languages": list(LANGUAGES)}
+    assert tensors["image_embeds"].shape == (8, 16)
+    assert tensors["text_embeds"].shape == (24, 16)
+    for embeds in (tensors["image_embeds"], tensors["text_embeds"]):
+        torch.testing.assert_close(embeds.norm(dim=1), torch.ones(len(embeds)))
+    assert tensors["image_ids"].tolist() == list(range(8))
+
+    # recall@1 from the file alone is that of results.json
+    document = json.loads((at_home / "results.json").read_text())
+    for k, language in enumerate(LANGUAGES):
+        chosen = tensors["text_languages"] == k
+        text_ids = tensors["text_image_ids"][chosen]
+        assert sorted(text_ids.tolist()) == list(range(8))
+        nearest = (tensors["text_embeds"][chosen] @ tensors["image_embeds"].T).argmax(1)
+        hits = (nearest == text_ids).double().mean().item()
+        assert document["languages"][language]["text_to_image"]["recall@1"] == hits
+
+
+def test_the_command_line_wins_over_checkpoint_and_config(at_home, ccr):
+    status, _, errors = ccr(
+        "test", "--ckpt_path", at_home, "--data.languages", "[ja, en]", "--model.mrv_languages", "[ja, en]",
+        "--name", "fewer", "--runs_dir", "elsewhere", "--seed_everything", 5,
+    )  # fmt: skip
+    assert (status, errors) == (0, "")
+    document = json.loads(Path("elsewhere/fewer/results.json").read_text())
+    assert list(document["languages"]) == ["ja", "en"]
+    assert document["mrv"]["languages"] == ["ja", "en"]
+    assert document["seed"] == 5
+
+
+def test_a_run_is_not_overwritten(at_home, expect_error, config):
+    before = {path: path.stat().st_mtime_ns for path in at_home.rglob("*")}
+    expect_error(
+        "fit", "--config", config, says="runs/drawn already holds a run: pass --resume auto to continue it, or"
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in at_home.rglob("*")}
+
+
+def test_resume(at_home, ccr, config, expect_error):
+    expect_error("fit", "--config", config, "--name", "new", "--resume", "must", says=r"runs/new has no .*last\.ckpt")
+    expect_error("fit", "--config", config, "--resume", "nowhere.ckpt", says=r"nowhere\.ckpt: there is no such check")
+    expect_error(
+        "fit", "--config", config, "--resume", "auto", "--model.masked_lm_weight", 0,
+        says="switch the same losses on as then",
+    )  # fmt: skip
+    status, output, errors = ccr(
+        "fit", "--config", config, "--resume", "auto", "--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1
+    )
+    assert (status, errors) == (0, "")
+    assert "step 6/6" in output
+    assert "step 2/" not in output
+    assert "step 4/" not in output
+    last = torch.load(at_home / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (2, 6)
+    with (at_home / "metrics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["step"]) for line in lines if line["train/loss"]] == [0, 1, 2, 3, 4, 5]
+    assert [int(line["step"]) for line in lines if line["val/mean_recall"]] == [1, 3, 5]
+
+
+def test_the_last_checkpoint_is_the_last_one(ccr, config, tmp_path):
+    """Also when it is not better than the best one: here the model barely learns, and the first one stays the best."""
+    status, _, _ = ccr(
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "slow", "--model.lr", 1e-12,
+        "--trainer.max_epochs", 3,
+    )  # fmt: skip
+    assert status == 0
+    best, last = (
+        torch.load(tmp_path / f"slow/checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last")
+    )
+    assert (best["epoch"], last["epoch"]) == (0, 2)
+
+
+def test_without_a_validation_the_last_checkpoint_is_tested(ccr, config, tmp_path):
+    status, _, _ = ccr(
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "short", "--trainer.max_epochs", 1,
+        "--trainer.check_val_every_n_epoch", 5,
+    )  # fmt: skip
+    assert status == 0
+    document = json.loads((tmp_path / "short" / "results.json").read_text())
+    check_document(document, "test", 8, tmp_path / "short" / "checkpoints" / "last.ckpt")
+
+
+def test_an_interrupted_run_says_how_to_go_on(expect_error, config, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RetrievalModule, "training_step", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        expect_error(
+            "fit", "--config", config, "--runs_dir", tmp_path, "--name", "mine",
+            says="interrupted: continue it with --name mine --resume auto",
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_a_fast_run_for_developers_writes_no_results(ccr, config, tmp_path):
+    status, _, _ = ccr(
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "dev", "--trainer.fast_dev_run", "true"
+    )
+    assert status == 0
+    assert [path.name for path in (tmp_path / "dev").iterdir()] == ["config.yaml"]
+
+
+# ---- settings, data and checkpoints that are wrong
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["--data.batchsize", "3"], "'data.batchsize' is not a setting: did you mean 'data.batch_size'"),
+        (["--batch_size", "3"], "'batch_size' is not a setting: did you mean 'data.batch_size'"),
+        (["--lr=3"], "'lr' is not a setting: did you mean 'model.lr'"),
+        (["--trainer.max_epoch", "3"], "did you mean 'trainer.max_epochs'"),  # not taken for an abbreviation
+        (["--modle.objective", "one_to_k"], "did you mean 'model.objective'"),
+        (["--model.learning_speed", "3"], "'model.learning_speed' is not a setting: 'ccr COMMAND --help_all' lists"),
+        (["--model.retriever.init_args.embed_dims", "3"], "'embed_dims' is not a setting: did you mean 'embed_dim'"),
+        (["drawn.yaml"], "'drawn.yaml' is not a setting: pass a configuration with --config"),
+        (["--data.batch_size", "three"], 'data.batch_size.*three'),
+        (["--model.objective", "one_to_two"], "model.objective.*one_to_two"),
+        (["--data.batch_size", "1"], "batch_size is 1, but a batch of one image has no negatives"),
+        (["--data.batch_size", "17"], "too few for a batch of 17"),
+        (["--data.languages", "[en, fr]"], "languages has 'fr', but there are only en, de, ja"),
+        (["--model.mrv_languages", "[en, fr]"], "mrv_languages names 'fr'"),
+        (["--data.tokenizer.init_args.vocab_size", "201"], "201 tokens but the text encoder only 200"),
+        (["--data.transform.init_args.crop_scale", "[0.5, 2]"], r"crop_scale \(0\.5, 2\.0\)"),
+        (["--model.retriever.init_args.fusion", "null"], "need a fusion encoder"),
+        (["--trainer.max_epochs", "-1"], "set --trainer.max_epochs"),
+        (["--trainer.accelerator", "abacus"], "the trainer cannot be built: .*abacus"),
+        (["--trainer.devices", "0"], "the trainer cannot be built: "),
+        (["--seed_everything", "-1"], "--seed_everything: -1 is not in bounds"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data.source.init_args.files", "{train: nowhere.jsonl}"], "nowhere.jsonl: the captions of split 'train'"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_wrong(expect_error, config, tmp_path, settings, says):
+    expect_error("fit", "--config", config, "--runs_dir", tmp_path / "runs", "--name", "x", *settings, says=says)
+
+
+def renamed(tree, old, new):
+    """The nested dictionary with one key renamed, wherever it is."""
+    if not isinstance(tree, dict):
+        return tree
+    return {new if key == old else key: renamed(value, old, new) for key, value in tree.items()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("trainer", "trainner", "'trainner.max_epochs' is not a setting: did you mean 'trainer.max_epochs'"),
+        ("lr", "lrr", "'model.lrr' is not a setting: did you mean 'model.lr'"),
+        ("batch_size", "batchsize", "'data.batchsize' is not a setting: did you mean 'data.batch_size'"),
+        ("embed_dim", "embed_dims", "'embed_dims' is not a setting: did you mean 'embed_dim'"),
+        ("max_positions", "max_position", "'max_position' is not a setting: did you mean 'max_positions'"),
+        ("image_root", "image_rot", "'image_rot' is not a setting: did you mean 'image_root'|image_root"),
+    ],
+)
+def test_misspelt_keys_of_a_config(expect_error, config, tmp_path, old, new, says):
+    path = tmp_path / "misspelt.yaml"
+    path.write_text(json.dumps(renamed(json.loads(config.read_text()), old, new)))
+    expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=says)
+
+
+@pytest.mark.parametrize("text", ["data: [", "data: {source: 3}", "just words", "- a\n- b", "", "\tmodel: 3", "\x00"])
+def test_configs_that_are_no_configs(expect_error, tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=".")
+
+
+def test_folders_that_cannot_be_written(expect_error, config, tmp_path):
+    (tmp_path / "file").touch()
+    expect_error("fit", "--config", config, "--runs_dir", tmp_path / "file", says="the folder cannot be made")
+
+
+def broken_line(root, lines):
+    lines[2] = '{"image": "pictures/2.png", '
+
+
+def empty_caption(root, lines):
+    lines[2] = lines[2].replace("a blue cross number 2", " ")
+
+
+def unknown_key(root, lines):
+    lines[2] = lines[2].replace('"captions"', '"caption"')
+
+
+def truncated_image(root, lines):
+    picture = root / "pictures" / "2.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+
+
+def missing_image(root, lines):
+    (root / "pictures" / "2.png").unlink()
+
+
+def no_picture(root, lines):
+    (root / "pictures" / "2.png").write_text("a red apple")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (broken_line, "not valid JSON"),
+        (empty_caption, "a caption in 'en' is ' '"),
+        (unknown_key, "'captions' is missing"),
+        (truncated_image, "damaged and cannot be decoded"),
+        (missing_image, r"pictures/2\.png is not there"),
+        (no_picture, "not a picture that Pillow can open"),
+    ],
+)
+def test_data_that_are_broken(expect_error, tiny_jsonl, tiny_config, tmp_path, spoil, says):
+    init_args = tiny_jsonl()
+    file, root = Path(init_args["files"]["train"]), Path(init_args["image_root"])
+    lines = file.read_text(encoding="utf-8").splitlines()
+    spoil(root, lines)
+    file.write_text("\n".join(lines), encoding="utf-8")
+    path = tmp_path / "broken.yaml"
+    path.write_text(json.dumps(tiny_config(init_args, tmp_path / "cache")))
+    expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=rf"train\.jsonl:3: .*{says}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_broken_test_data_are_found_before_training(expect_error, tiny_jsonl, tiny_config, tmp_path):
+    init_args = tiny_jsonl()
+    Path(init_args["files"]["test"]).unlink()
+    path = tmp_path / "broken.yaml"
+    path.write_text(json.dumps(tiny_config(init_args, tmp_path / "cache")))
+    expect_error(
+        "fit", "--config", path, "--runs_dir", tmp_path / "runs", says=r"test\.jsonl: the captions of split 'te"
+    )
+
+
+def test_checkpoints_that_do_not_fit(at_home, expect_error, tmp_path):
+    expect_error(
+        "test", "--ckpt_path", at_home, "--model.retriever.init_args.embed_dim", 8,
+        says=r"another architecture: .*'retriever\.image_projection\.weight' \(8, 64\) in the model and \(16, 64\) in",
+    )  # fmt: skip
+    expect_error(
+        "test", "--ckpt_path", at_home, "--model.rerank_depth", 9,
+        says=r"rerank_depth 9 is larger than a gallery of 8: lower --model\.rerank_depth to 8 or less",
+    )  # fmt: skip
+    config, best = at_home / "config.yaml", at_home / "checkpoints" / "best.ckpt"
+    expect_error(
+        "fit", "--config", config, "--resume", best, "--name", "new", "--model.retriever.init_args.fusion", "null",
+        "--model.matching_weight", 0, "--model.masked_lm_weight", 0, says="another architecture: ",
+    )  # fmt: skip
+    whole = best.read_bytes()
+    contents = {"garbage": b"garbage", "empty": b"", "truncated": whole[: len(whole) // 2]}
+    for name, content in contents.items():
+        path = tmp_path / f"{name}.ckpt"
+        path.write_bytes(content)
+        says = rf"{name}\.ckpt: the checkpoint cannot be read"
+        expect_error("test", "--ckpt_path", path, "--config", config, says=says)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.ckpt")
+    expect_error("test", "--ckpt_path", tmp_path / "other.ckpt", "--config", config, says="not the checkpoint of a run")
+    expect_error("test", "--ckpt_path", tmp_path, says=r"there is no checkpoint at .*checkpoints/best\.ckpt")
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes(whole)
+    expect_error("test", "--ckpt_path", alone, says="model.retriever")
+
+
+def test_help_all_and_print_config(ccr, config, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        ccr("fit", "--help_all")
+    listed = capsys.readouterr().out
+    for setting in ("--model.objective", "--data.batch_size", "--trainer.max_epochs", "--resume", "--name"):
+        assert setting in listed
+    with pytest.raises(SystemExit, match="0"):
+        ccr("fit", "--config", config, "--print_config", "--data.batch_size", 5)
+    printed = capsys.readouterr().out
+    assert "batch_size: 5" in printed
+    assert "max_epochs: 2" in printed
+    with pytest.raises(SystemExit, match="0"):
+        ccr("test", "--help_all")
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("CCR_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="'fti' is not a command"):
+        main(["fti"])
+    assert "error: 'fti'" in capsys.readouterr().err
+    assert "CCR_TRACEBACK" in os.environ

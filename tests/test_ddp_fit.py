@@ -1,0 +1,78 @@
+"""``ccr fit`` in two real processes against the same command in one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ccr_lightning.cli.main import main
+
+pytestmark = pytest.mark.ddp
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, write_tiny_jsonl, tiny_config):
+    """Nothing random but the order; odd numbers of images, so that the ranks evaluate unequal shares."""
+    folder = tmp_path_factory.mktemp("ddp")
+    content = tiny_config(write_tiny_jsonl(folder / "data", val=5, test=7), folder / "cache")
+    parts = content["model"]["retriever"]["init_args"]
+    for part in ("text_encoder", "fusion"):
+        parts[part]["init_args"]["dropout"] = 0.0
+    content["data"]["transform"]["init_args"]["crop_scale"] = [1.0, 1.0]
+    content["trainer"]["log_every_n_steps"] = 1
+    path = folder / "drawn.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def two_processes(config, runs, name, *settings):
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
+    command = [sys.executable, "-m", "ccr_lightning.cli.main", "fit", "--config", str(config), "--runs_dir", str(runs)]
+    done = subprocess.run(
+        [*command, "--name", name, *devices, *settings], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to") == 1
+    return json.loads((runs / name / "results.json").read_text()), done
+
+
+def one_process(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["ccr"])
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def numbers(document):
+    return {key: document[key] for key in ("languages", "mean_recall", "mrv", "mrsd")}
+
+
+def test_two_processes_do_what_one_does(config, tmp_path, monkeypatch):
+    alone = ["--model.matching_weight", "0", "--model.masked_lm_weight", "0"]
+    document, _ = two_processes(config, tmp_path, "two", *alone)
+    one_process(monkeypatch, "fit", "--config", config, "--runs_dir", tmp_path, "--name", "one", *alone)
+    two, one = (torch.load(tmp_path / f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("two", "one"))
+    assert two["global_step"] == one["global_step"] == 4
+    for name, weight in one["state_dict"].items():
+        if not name.endswith("attention.key.bias"):  # its gradient is 0 but for rounding, which AdamW makes large
+            torch.testing.assert_close(two["state_dict"][name], weight, rtol=0, atol=1e-5, msg=name)
+
+    for scores in document["languages"].values():
+        for of in scores.values():
+            assert (of["queries"], of["gallery"]) == (7, 7)
+    one_process(
+        monkeypatch, "test", "--ckpt_path", tmp_path / "two", "--trainer.devices", 1, "--trainer.strategy", "auto",
+        "--name", "again",
+    )  # fmt: skip
+    assert numbers(json.loads((tmp_path / "again" / "results.json").read_text())) == numbers(document)
+
+
+def test_two_processes_train_all_losses(config, tmp_path):
+    document, done = two_processes(config, tmp_path, "all", "--trainer.max_epochs", "1")
+    assert "Warning" not in done.stderr
+    assert "for 2 steps on 2 x cpu" in done.stdout
+    assert 0 <= document["mean_recall"] <= 1
+    checkpoint = torch.load(tmp_path / "all" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    logged = (tmp_path / "all" / "metrics.csv").read_text()
+    assert all(f"train/{name}" in logged for name in ("contrastive", "matching", "masked_lm"))

@@ -1,0 +1,187 @@
+"""Re-ranking against a plain loop that scores one pair at a time."""
+
+import itertools
+
+import pytest
+import torch
+
+from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation import rerank as rerank_module
+from ccr_lightning.evaluation.rerank import StateBank, rerank
+from ccr_lightning.models.fusion import FusionEncoder
+from ccr_lightning.models.retriever import Retriever
+from ccr_lightning.models.text import TextEncoder
+from ccr_lightning.models.vision import ImageEncoder
+from ccr_lightning.types import CaptionBatch, ImageBatch
+
+N_IMAGES, N_LANGUAGES = 7, 3
+IMAGE_IDS = [10, 3, 7, 21, 5, 40, 1]
+# (image, language): image 7 has no caption in language 1, image 3 has two in language 2; not in any order
+DESCRIBED = [(i, k) for k in range(N_LANGUAGES) for i in IMAGE_IDS if (i, k) != (7, 1)] + [(3, 2)]
+
+
+@pytest.fixture(scope="module")
+def retriever():
+    """Weights so large that the matching scores of different pairs are far apart."""
+    torch.manual_seed(0)
+    model = Retriever(
+        ImageEncoder("test_convnext", image_size=32),
+        TextEncoder(vocab_size=50, hidden_size=16, layers=1, heads=2, feed_forward_size=32, dropout=0.1),
+        FusionEncoder(16, layers=1, heads=2, feed_forward_size=32, image_width=64, dropout=0.1),
+        embed_dim=8,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def split():
+    """Images (id, pixels) and captions (image id, language, token ids) of many lengths."""
+    generator = torch.Generator().manual_seed(1)
+    images = [(i, torch.randn(3, 32, 32, generator=generator)) for i in IMAGE_IDS]
+    captions = []
+    for image_id, language in DESCRIBED:
+        length = int(torch.randint(2, 12, (), generator=generator))
+        captions.append((image_id, language, torch.randint(3, 50, (length,), generator=generator)))
+    return images, captions
+
+
+def caption_batch(captions):
+    longest = max(len(tokens) for _, _, tokens in captions)
+    input_ids = torch.ones(len(captions), longest, dtype=torch.int64)
+    for row, (_, _, tokens) in enumerate(captions):
+        input_ids[row, : len(tokens)] = tokens
+    return CaptionBatch(
+        input_ids=input_ids,
+        attention_mask=torch.arange(longest) < torch.tensor([[len(tokens)] for _, _, tokens in captions]),
+        image_ids=torch.tensor([image_id for image_id, _, _ in captions]),
+        languages=torch.tensor([language for _, language, _ in captions]),
+        caption_index=torch.zeros(len(captions), dtype=torch.int64),
+    )
+
+
+@pytest.fixture(scope="module")
+def bank(retriever, split):
+    """The split in batches that mix languages and are padded to different lengths."""
+    images, captions = split
+    filled = StateBank()
+    with torch.no_grad():
+        for start in range(0, len(images), 3):
+            chunk = images[start : start + 3]
+            batch = ImageBatch(torch.stack([pixels for _, pixels in chunk]), torch.tensor([i for i, _ in chunk]))
+            filled.add(batch, retriever.encode_image(batch.images))
+        for start in range(0, len(captions), 5):
+            batch = caption_batch(captions[start : start + 5])
+            filled.add(batch, retriever.encode_text(batch.input_ids, batch.attention_mask))
+    return filled
+
+
+@pytest.fixture(scope="module")
+def pairs(retriever, split):
+    """Similarity and matching score of every caption with every image, one pair at a time, without padding."""
+    images, captions = split
+    similarity, score = {}, {}
+    with torch.no_grad():
+        for i, pixels in images:
+            image = retriever.encode_image(pixels[None])
+            for n, (_, _, tokens) in enumerate(captions):
+                mask = torch.ones(1, len(tokens), dtype=torch.bool)
+                text = retriever.encode_text(tokens[None], mask)
+                fused = retriever.fuse(text.states, mask, image.states)
+                no, yes = retriever.match_logits(fused)[0].double().tolist()
+                similarity[n, i] = sum(
+                    a * b for a, b in zip(text.embeds[0].tolist(), image.embeds[0].tolist(), strict=True)
+                )
+                score[n, i] = yes - no
+    return similarity, score
+
+
+def closest(values):
+    ordered = sorted(values)
+    return min(b - a for a, b in itertools.pairwise(ordered))
+
+
+def ranks_by_loops(split, pairs, language, direction, depth):
+    """Rank of each query: the best positive's place, after the first ``depth`` are put in the order of their score."""
+    images, captions = split
+    similarity, score = pairs
+    texts = [n for n, (_, k, _) in enumerate(captions) if k == language]
+    shown = [i for i, _ in images if any(captions[n][0] == i for n in texts)]
+    found = []
+    for query in sorted(shown) if direction == "image_to_text" else sorted(texts, key=lambda n: captions[n][0]):
+        if direction == "image_to_text":
+            items, key = texts, lambda n, query=query: (n, query)
+            positive = {n for n in texts if captions[n][0] == query}
+        else:
+            items, key = shown, lambda i, query=query: (query, i)
+            positive = {captions[query][0]}
+        order = sorted(items, key=lambda item: -similarity[key(item)])
+        head = sorted(order[:depth], key=lambda item: -score[key(item)])
+        order = head + order[depth:]
+        rank = 1 + min(place for place, item in enumerate(order) if item in positive)
+        image_id = query if direction == "image_to_text" else captions[query][0]
+        found.append((image_id, rank))
+    return sorted(found), len(items)
+
+
+def test_the_loop_sees_clear_differences(split, pairs):
+    similarity, score = pairs
+    _, captions = split
+    for n in range(len(captions)):
+        assert closest([similarity[n, i] for i in IMAGE_IDS]) > 1e-5
+        assert closest([score[n, i] for i in IMAGE_IDS]) > 1e-5
+    for i in IMAGE_IDS:
+        assert closest([similarity[n, i] for n in range(len(captions))]) > 1e-5
+        assert closest([score[n, i] for n in range(len(captions))]) > 1e-5
+
+
+@pytest.mark.parametrize("depth", [1, 3, 6])
+@pytest.mark.parametrize("pairs_at_once", [1024, 4])
+def test_ranks_are_those_of_the_loop(retriever, bank, split, pairs, depth, pairs_at_once, monkeypatch):
+    monkeypatch.setattr(rerank_module, "PAIRS_AT_ONCE", pairs_at_once)
+    found = rerank(retriever, bank, depth)
+    for direction in ("image_to_text", "text_to_image"):
+        assert sorted(found[direction]) == [0, 1, 2]
+        for language in range(N_LANGUAGES):
+            ranks = found[direction][language]
+            expected, gallery = ranks_by_loops(split, pairs, language, direction, depth)
+            assert sorted(zip(ranks.image_ids.tolist(), ranks.ranks.tolist(), strict=True)) == expected
+            assert ranks.gallery == gallery
+
+
+def test_the_matching_head_changes_ranks_only_within_the_depth(retriever, bank):
+    before, after = rerank(retriever, bank, 1), rerank(retriever, bank, 3)
+    moved = 0
+    for direction in ("image_to_text", "text_to_image"):
+        for language in range(N_LANGUAGES):
+            dual, ranks = before[direction][language].ranks, after[direction][language].ranks  # one item has one order
+            assert torch.equal(dual[dual > 3], ranks[dual > 3])
+            assert ranks[dual <= 3].max() <= 3
+            moved += int((dual != ranks).sum())
+    assert moved > 0
+
+
+def test_a_depth_beyond_the_gallery(retriever, bank):
+    with pytest.raises(CCRError, match=r"rerank_depth 7 is larger than a gallery of 6: lower --model\.rerank_depth"):
+        rerank(retriever, bank, 7)
+
+
+def test_the_bank_gives_back_what_was_added(retriever, bank, split):
+    _, captions = split
+    assert bank.languages() == [0, 1, 2]
+    embeds, states, ids = bank.images()
+    assert ids.tolist() == IMAGE_IDS
+    assert len(embeds) == len(states) == N_IMAGES
+    for language in range(N_LANGUAGES):
+        own = [caption for caption in captions if caption[1] == language]
+        embeds, states, ids, mask = bank.captions(language)
+        assert ids.tolist() == [image_id for image_id, _, _ in own]
+        assert mask.sum(1).tolist() == [len(tokens) for _, _, tokens in own]
+        for row, (_, _, tokens) in enumerate(own):
+            with torch.no_grad():
+                alone = retriever.encode_text(tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
+            torch.testing.assert_close(embeds[row], alone.embeds[0])
+            torch.testing.assert_close(states[row, : len(tokens)], alone.states[0])

@@ -30,12 +30,12 @@ def config(tmp_path_factory, write_tiny_jsonl, tiny_config):
 def two_processes(config, runs, name, *settings):
     devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
     command = [sys.executable, "-m", "ccr_lightning.cli.main", "fit", "--config", str(config), "--runs_dir", str(runs)]
-    done = subprocess.run(
-        [*command, "--name", name, *devices, *settings], capture_output=True, text=True, timeout=300, check=False
-    )
+    command += ["--name", name, *devices, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1
-    return json.loads((runs / name / "results.json").read_text()), done
+    assert "Warning" not in done.stderr
+    return json.loads((runs / name / "results.json").read_text()), done.stdout
 
 
 def one_process(monkeypatch, *arguments):
@@ -68,9 +68,8 @@ def test_two_processes_do_what_one_does(config, tmp_path, monkeypatch):
 
 
 def test_two_processes_train_all_losses(config, tmp_path):
-    document, done = two_processes(config, tmp_path, "all", "--trainer.max_epochs", "1")
-    assert "Warning" not in done.stderr
-    assert "for 2 steps on 2 x cpu" in done.stdout
+    document, output = two_processes(config, tmp_path, "all", "--trainer.max_epochs", "1")
+    assert "for 2 steps on 2 x cpu" in output
     assert 0 <= document["mean_recall"] <= 1
     checkpoint = torch.load(tmp_path / "all" / "checkpoints" / "best.ckpt", weights_only=True)
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())

@@ -235,7 +235,7 @@ def run(args: list[str]) -> int:
             cause = cause.__cause__  # the parser packs the errors of parts that may be null into its own
         if cause is None:
             raise
-        raise cause
+        raise cause from cause.__cause__
     return 0
 
 
@@ -261,5 +261,6 @@ def _quieten() -> None:
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*The dirpath has changed from .*",
+        ".*GPU available but not used.*",
     ):
         warnings.filterwarnings("ignore", message=message)

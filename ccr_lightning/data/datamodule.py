@@ -260,7 +260,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         self, samples: Dataset[Any], collate: Callable[[Any], ImageBatch | CaptionBatch]
     ) -> DataLoader[Any]:
         sampler = ShardSampler(len(samples), *self._rank_and_world_size())  # type: ignore[arg-type]
-        return DataLoader(samples, self.eval_batch_size, sampler=sampler, collate_fn=collate, **self._loader_settings())
+        return DataLoader(
+            samples, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=collate, **self._loader_settings()
+        )
 
     def _loader_settings(self) -> dict[str, Any]:
         if self.num_workers:

@@ -56,7 +56,7 @@ def _ccr(*args: str) -> None:
 
 
 def _recall(results: dict[str, Any], k: int) -> float:
-    recalls = [scores[f"recall@{k}"] for language in results["languages"].values() for scores in language.values()]
+    recalls = [scores[f"recall@{k}"] for scores in results["mean_recalls"].values()]
     return 100 * sum(recalls) / len(recalls)
 
 

@@ -19,7 +19,8 @@ class ContrastiveLoss(nn.Module):
 
     Every device contrasts its own images and texts with those of all devices. The result is scaled such that the mean
     over devices, which ``DistributedDataParallel`` takes of gradients, is the loss, and its gradient, of one process
-    with the whole batch. On a single device it is the loss itself.
+    with the whole batch, but for BatchNorm, whose statistics are each device's. On a single device it is the loss
+    itself.
 
     Args:
         objective: ``one_to_k``, the paper's 1-to-K loss; or one that it is compared with: ``one_to_one``, CLIP's loss

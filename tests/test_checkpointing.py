@@ -178,6 +178,11 @@ def test_a_run_that_is_there(used_folder):
 
 def test_resume_from_a_path(used_folder, tmp_path):
     assert used_folder.resume_from(str(used_folder.best)) == used_folder.best
+    elsewhere = tmp_path / "other.ckpt"
+    elsewhere.touch()
+    with pytest.raises(CCRError, match=r"mine already holds a run: pass --name for a new one\.$"):
+        used_folder.resume_from(str(elsewhere))
+    assert RunFolder(tmp_path / "runs" / "new").resume_from(str(elsewhere)) == elsewhere
     for wrong in (tmp_path / "nowhere.ckpt", used_folder.path):
         with pytest.raises(CCRError, match=f"--resume {wrong}: there is no such checkpoint; pass auto, must or"):
             used_folder.resume_from(str(wrong))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def loads_no_torch(*arguments):
     [
         ([], "usage: ccr COMMAND"),
         (["--help"], "ccr fit --config configs/pretrain.yaml"),
+        (["--help"], "Set CCR_TRACEBACK=1"),
         (["-h"], "usage: ccr COMMAND"),
         (["--version"], f"ccr-lightning {__version__}\n"),
         (["fit", "--help"], "usage: ccr fit --config CONFIG"),
@@ -262,18 +264,64 @@ def test_validate(at_home, ccr):
 
 
 def test_rerank(at_home, ccr):
-    before = (at_home / "results.json").read_bytes()
-    status, output, errors = ccr("test", "--ckpt_path", at_home, "--model.rerank_depth", 3)
+    dual = json.loads((at_home / "results.json").read_text())
+    (at_home / "results.json").unlink()
+    status, output, errors = ccr("test", "--ckpt_path", "runs/drawn", "--model.rerank_depth", 3)
     assert (status, errors) == (0, "")
     assert "jsonl, test (re-ranked, best 3)" in output
     document = json.loads((at_home / "results-reranked.json").read_text())
     assert (document["ranking"], document["rerank_depth"]) == ("re-ranked", 3)
-    dual = json.loads(before)
     for language, scores in document["languages"].items():
         for direction, of in scores.items():  # nothing moves in or out of the first 3
             for k in (5, 10):
                 assert of[f"recall@{k}"] == dual["languages"][language][direction][f"recall@{k}"]
-    assert (at_home / "results.json").read_bytes() == before
+    assert json.loads((at_home / "results.json").read_text()) == dual
+
+
+def test_a_run_that_has_moved(at_home, ccr, tmp_path, monkeypatch):
+    moved = tmp_path / "deep" / "other"
+    shutil.copytree(at_home, moved)
+    (moved / "results.json").unlink()
+    monkeypatch.chdir(moved / "checkpoints")
+    status, _, errors = ccr("test", "--ckpt_path", "..", "--model.rerank_depth", 3)
+    assert (status, errors) == (0, "")
+    assert (moved / "results.json").is_file()
+    assert not list((moved / "checkpoints").glob("runs*"))
+
+
+def test_fit_writes_both_results(ccr, config, tmp_path):
+    status, *_ = ccr(
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "both", "--model.rerank_depth", 3,
+        "--trainer.max_epochs", 1,
+    )  # fmt: skip
+    assert status == 0
+    rankings = [json.loads((tmp_path / f"both/{name}.json").read_text()) for name in ("results", "results-reranked")]
+    assert [(of["ranking"], of["rerank_depth"]) for of in rankings] == [("dual_encoder", 0), ("re-ranked", 3)]
+
+
+def test_a_crashed_run_resumes_without_repeating_its_metrics(ccr, config, tmp_path, monkeypatch):
+    """It crashes in the second epoch, after a checkpoint within it."""
+    monkeypatch.setattr("ccr_lightning.cli.training.STEPS_BETWEEN_CHECKPOINTS", 3)
+    run = ("fit", "--config", config, "--runs_dir", tmp_path, "--name", "x", "--trainer.log_every_n_steps", 1)
+    crash = RetrievalModule.on_validation_epoch_end
+
+    def fail(module):
+        if module.trainer.global_step == 4:
+            raise TypeError("a mistake in a program")
+        crash(module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalModule, "on_validation_epoch_end", fail)
+        with pytest.raises(TypeError, match="a mistake in a program"):
+            ccr(*run)
+    assert torch.load(tmp_path / "x/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    with (tmp_path / "x/metrics.csv").open(newline="") as file:
+        assert [line["step"] for line in csv.DictReader(file) if line["train/loss"]][-1] == "3"
+    assert ccr(*run, "--resume", "auto")[0] == 0
+    with (tmp_path / "x/metrics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["step"]) for line in lines if line["train/loss"]] == [0, 1, 2, 3]
+    assert [int(line["step"]) for line in lines if line["val/mean_recall"]] == [1, 3]
 
 
 def test_predict(at_home, ccr, jsonl):
@@ -402,8 +450,12 @@ def test_a_fast_run_for_developers_writes_no_results(ccr, config, tmp_path):
         (["--model.learning_speed", "3"], "'model.learning_speed' is not a setting: 'ccr COMMAND --help_all' lists"),
         (["--model.retriever.init_args.embed_dims", "3"], "'embed_dims' is not a setting: did you mean 'embed_dim'"),
         (["drawn.yaml"], "'drawn.yaml' is not a setting: pass a configuration with --config"),
-        (["--data.batch_size", "three"], 'data.batch_size.*three'),
-        (["--model.objective", "one_to_two"], "model.objective.*one_to_two"),
+        (["--data.batch_size", "three"], r"^error: 'data\.batch_size' is 'three': give an int\.$"),
+        (["--model.fusion_images", "few"], r"'model\.fusion_images' is 'few': give an int or null\.$"),
+        (["--model.objective", "two"], r"'model\.objective' is 'two': choose one of one_to_k, one_to_one, engl"),
+        (["--model.retriever.init_args.embed_dim", "x"], r"'model\.retriever\.init_args\.embed_dim' is 'x': give an i"),
+        (["--data.source", "3"], r"'data\.source' is '3': give the class_path of a suitable class and its init_arg"),
+        (["--trainer.val_check_interval", "100"], r"the trainer refuses: `val_check_interval` \(100\) must be less"),
         (["--data.batch_size", "1"], "batch_size is 1, but a batch of one image has no negatives"),
         (["--data.batch_size", "17"], "too few for a batch of 17"),
         (["--data.languages", "[en, fr]"], "languages has 'fr', but there are only en, de, ja"),
@@ -415,7 +467,7 @@ def test_a_fast_run_for_developers_writes_no_results(ccr, config, tmp_path):
         (["--trainer.accelerator", "abacus"], "the trainer cannot be built: .*abacus"),
         (["--trainer.devices", "0"], "the trainer cannot be built: "),
         (["--seed_everything", "-1"], "--seed_everything: -1 is not in bounds"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "nowhere.yaml"], r"nowhere\.yaml: there is no such file; check the path\.$"),
         (["--data.source.init_args.files", "{train: nowhere.jsonl}"], "nowhere.jsonl: the captions of split 'train'"),
     ],
 )  # fmt: skip
@@ -438,7 +490,7 @@ def renamed(tree, old, new):
         ("batch_size", "batchsize", "'data.batchsize' is not a setting: did you mean 'data.batch_size'"),
         ("embed_dim", "embed_dims", "'embed_dims' is not a setting: did you mean 'embed_dim'"),
         ("max_positions", "max_position", "'max_position' is not a setting: did you mean 'max_positions'"),
-        ("image_root", "image_rot", "'image_rot' is not a setting: did you mean 'image_root'|image_root"),
+        ("image_root", "image_rot", "'image_rot' is not a setting: did you mean 'image_root'\\?$"),
     ],
 )
 def test_misspelt_keys_of_a_config(expect_error, config, tmp_path, old, new, says):
@@ -447,11 +499,23 @@ def test_misspelt_keys_of_a_config(expect_error, config, tmp_path, old, new, say
     expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=says)
 
 
-@pytest.mark.parametrize("text", ["data: [", "data: {source: 3}", "just words", "- a\n- b", "", "\tmodel: 3", "\x00"])
-def test_configs_that_are_no_configs(expect_error, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data: [", r"broken\.yaml, line 1, column 8: this is no YAML \(.+\); mend it\.$"),
+        ("model:\n  lr: 1\n bad: 2", r"broken\.yaml, line 3, column 2: this is no YAML \(.+\); mend it\.$"),
+        ("\tmodel: 3", r"broken\.yaml, line 1, column 1: this is no YAML \(.+\); mend it\.$"),
+        ("\x00", r"broken\.yaml, character 1: this is no YAML \(.+\); mend it\.$"),
+        ("just words", r"broken\.yaml: this is no configuration; it must have the keys model, data and trainer\.$"),
+        ("- a\n- b", r"broken\.yaml: this is no configuration; it must have the keys"),
+        ("", r"broken\.yaml: this is no configuration; it must have the keys"),
+        ("data: {source: 3}", r"'data\.source' is '3': give the class_path of a suitable class and its init_args\.$"),
+    ],
+)
+def test_configs_that_are_no_configs(expect_error, tmp_path, text, says):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=".")
+    expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=says)
 
 
 def test_folders_that_cannot_be_written(expect_error, config, tmp_path):

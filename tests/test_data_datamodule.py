@@ -416,6 +416,15 @@ def test_the_trained_tokeniser_is_kept_in_the_cache(data, tmp_path):
     assert changed.tokenizer.to_dict()["tokenizer"] != first.tokenizer.to_dict()["tokenizer"]
 
 
+def test_a_tokeniser_of_older_rules_is_not_used(data, tmp_path, monkeypatch):
+    data().prepare_data()
+    before = set(os.listdir(tmp_path / "cache"))
+    monkeypatch.setattr("ccr_lightning.data.tokenizer._RULES", -1)
+    data().prepare_data()
+    (name,) = set(os.listdir(tmp_path / "cache")) - before
+    assert "-tokenizer-" in name
+
+
 def test_only_the_splits_of_the_stage_are_built(data, tmp_path, tiny_jsonl):
     trainer(max_epochs=1, limit_val_batches=0).fit(Watcher(), datamodule=data())
     assert {name.split("-")[1] for name in os.listdir(tmp_path / "cache")} == {"train", "tokenizer"}
@@ -448,7 +457,7 @@ def test_a_language_that_a_split_lacks(tiny_jsonl, data, tmp_path):
         path.rename(tmp_path / "all" / "pictures" / path.name)
     module = data(source=JsonLines(**arguments))
     module.prepare_data()
-    with pytest.raises(CCRError, match="The split 'val' of jsonl has no caption in de, ja"):
+    with pytest.raises(CCRError, match="the split 'val' of jsonl has no caption in de, ja"):
         module.setup("fit")
 
 

@@ -97,13 +97,14 @@ JPEG = encode(noise(), "JPEG")
     ],
 )
 @pytest.mark.parametrize("as_file", [False, True])
-def test_failures_name_the_place(data, message, as_file, tmp_path):
+def test_failures_name_the_place(data, message, as_file, tmp_path, monkeypatch):
     source = data
     if as_file:
         source = tmp_path / "picture.jpg"
         source.write_bytes(data)
+    monkeypatch.setattr("ccr_lightning.data.images.MAX_PIXELS", 2_000_000)
     with pytest.raises(CCRError) as error:
-        open_image(source, "captions.jsonl:7", max_pixels=2_000_000)
+        open_image(source, "captions.jsonl:7")
     assert str(error.value).startswith("captions.jsonl:7: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)

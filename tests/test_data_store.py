@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -85,18 +86,40 @@ def test_a_failed_build_leaves_nothing(tmp_path, image):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("full_at", [100, 1500])
+def test_a_full_disk(built, tmp_path, full_at):
+    source, folder = built
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, hard))  # writing fails as it does on a full disk
+    try:
+        with pytest.raises(CCRError, match=r"the store .*again cannot be written \(.+\); free some space") as error:
+            build_store(source, "train", folder.parent / "again")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(error.value.__cause__, OSError)
+    assert [path.name for path in folder.parent.iterdir()] == ["store"]
+
+
+def test_a_folder_in_the_way(built, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes").write_text("mine")
+    with pytest.raises(CCRError, match=r"taken cannot be written .* choose another cache_dir"):
+        build_store(built[0], "train", tmp_path / "taken")
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes"]
+
+
 def test_a_split_without_images(tmp_path):
     class Empty(OneImage):
         def records(self, split):
             return iter(())
 
-    with pytest.raises(CCRError, match="The split 'val' of one has no images"):
+    with pytest.raises(CCRError, match="the split 'val' of one has no images"):
         build_store(Empty(b""), "val", tmp_path / "store")
 
 
 def test_damaged_stores(built, tmp_path):
     _, folder = built
-    with pytest.raises(CCRError, match="There is no store"):
+    with pytest.raises(CCRError, match="there is no store"):
         open_store(tmp_path / "nothing")
     arrow = folder / "data.arrow"
     content = arrow.read_bytes()

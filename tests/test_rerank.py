@@ -8,6 +8,7 @@ import torch
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation import rerank as rerank_module
 from ccr_lightning.evaluation.rerank import StateBank, rerank
+from ccr_lightning.metrics import RetrievalRanks
 from ccr_lightning.models.fusion import FusionEncoder
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
@@ -59,7 +60,7 @@ def caption_batch(captions):
         attention_mask=torch.arange(longest) < torch.tensor([[len(tokens)] for _, _, tokens in captions]),
         image_ids=torch.tensor([image_id for image_id, _, _ in captions]),
         languages=torch.tensor([language for _, language, _ in captions]),
-        caption_index=torch.zeros(len(captions), dtype=torch.int64),
+        caption_index=torch.tensor([int(tokens[0]) for _, _, tokens in captions]),
     )
 
 
@@ -77,6 +78,21 @@ def bank(retriever, split):
             batch = caption_batch(captions[start : start + 5])
             filled.add(batch, retriever.encode_text(batch.input_ids, batch.attention_mask))
     return filled
+
+
+@pytest.fixture(scope="module")
+def dual(retriever, split):
+    """The dual encoder's ranks, from metrics that saw one caption at a time."""
+    images, captions = split
+    metric = RetrievalRanks()
+    with torch.no_grad():
+        for image_id, pixels in images:
+            metric.update(retriever.encode_image(pixels[None]).embeds, None, torch.tensor([image_id]))
+        for caption in captions:
+            batch = caption_batch([caption])
+            embeds = retriever.encode_text(batch.input_ids, batch.attention_mask).embeds
+            metric.update(None, embeds, batch.image_ids, languages=batch.languages, caption_index=batch.caption_index)
+    return metric.compute()
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +156,9 @@ def test_the_loop_sees_clear_differences(split, pairs):
 
 @pytest.mark.parametrize("depth", [1, 3, 6])
 @pytest.mark.parametrize("pairs_at_once", [1024, 4])
-def test_ranks_are_those_of_the_loop(retriever, bank, split, pairs, depth, pairs_at_once, monkeypatch):
+def test_ranks_are_those_of_the_loop(retriever, bank, dual, split, pairs, depth, pairs_at_once, monkeypatch):
     monkeypatch.setattr(rerank_module, "PAIRS_AT_ONCE", pairs_at_once)
-    found = rerank(retriever, bank, depth)
+    found = rerank(retriever, bank, dual, depth)
     for direction in ("image_to_text", "text_to_image"):
         assert sorted(found[direction]) == [0, 1, 2]
         for language in range(N_LANGUAGES):
@@ -152,31 +168,50 @@ def test_ranks_are_those_of_the_loop(retriever, bank, split, pairs, depth, pairs
             assert ranks.gallery == gallery
 
 
-def test_the_matching_head_changes_ranks_only_within_the_depth(retriever, bank):
-    before, after = rerank(retriever, bank, 1), rerank(retriever, bank, 3)
+def test_the_matching_head_changes_ranks_only_within_the_depth(retriever, bank, dual):
+    after = rerank(retriever, bank, dual, 3)
     moved = 0
     for direction in ("image_to_text", "text_to_image"):
         for language in range(N_LANGUAGES):
-            dual, ranks = before[direction][language].ranks, after[direction][language].ranks  # one item has one order
-            assert torch.equal(dual[dual > 3], ranks[dual > 3])
-            assert ranks[dual <= 3].max() <= 3
-            moved += int((dual != ranks).sum())
+            before, ranks = dual[direction][language].ranks, after[direction][language].ranks
+            assert torch.equal(before[before > 3], ranks[before > 3])
+            assert ranks[before <= 3].max() <= 3
+            moved += int((before != ranks).sum())
     assert moved > 0
 
 
-def test_a_depth_beyond_the_gallery(retriever, bank):
+def test_a_depth_beyond_the_gallery(retriever, bank, dual):
     with pytest.raises(CCRError, match=r"rerank_depth 7 is larger than a gallery of 6: lower --model\.rerank_depth"):
-        rerank(retriever, bank, 7)
+        rerank(retriever, bank, dual, 7)
+
+
+def test_images_are_projected_once_each(retriever, bank, dual):
+    rows = []
+    key = retriever.fusion.layers[0].cross_attention.key
+    handle = key.register_forward_hook(lambda layer, inputs, output: rows.append(len(inputs[0])))
+    rerank(retriever, bank, dual, 3)
+    handle.remove()
+    assert sum(rows) == 2 * (7 + 6 + 7)  # in both directions, the images that a language describes
+
+
+def test_a_retriever_without_fusion(bank, dual):
+    plain = Retriever(
+        ImageEncoder("test_convnext", image_size=32),
+        TextEncoder(vocab_size=50, hidden_size=16, layers=1, heads=2, feed_forward_size=32),
+        embed_dim=8,
+    )
+    with pytest.raises(CCRError, match="no fusion encoder, which re-ranking needs"):
+        rerank(plain, bank, dual, 1)
 
 
 def test_the_bank_gives_back_what_was_added(retriever, bank, split):
     _, captions = split
-    assert bank.languages() == [0, 1, 2]
     embeds, states, ids = bank.images()
-    assert ids.tolist() == IMAGE_IDS
+    assert ids.tolist() == sorted(IMAGE_IDS)
     assert len(embeds) == len(states) == N_IMAGES
     for language in range(N_LANGUAGES):
         own = [caption for caption in captions if caption[1] == language]
+        own.sort(key=lambda caption: (caption[0], int(caption[2][0])))  # by image, then by the number in it
         embeds, states, ids, mask = bank.captions(language)
         assert ids.tolist() == [image_id for image_id, _, _ in own]
         assert mask.sum(1).tolist() == [len(tokens) for _, _, tokens in own]

@@ -67,6 +67,10 @@ def test_recalls_are_those_of_loops():
             expected = {f"recall@{k}": sum(rank <= k for _, rank in pairs) / len(pairs) for k in (1, 5, 10)}
             everything += expected.values()
             assert found == expected | {"queries": len(pairs), "gallery": GALLERY[direction][index]}
+    for direction in DIRECTIONS:
+        for k in (1, 5, 10):
+            of = [sum(rank <= k for _, rank in DATA[direction][i]) / len(DATA[direction][i]) for i in (0, 2, 3)]
+            assert results["mean_recalls"][direction][f"recall@{k}"] == pytest.approx(statistics.mean(of), rel=1e-15)
     assert results["mean_recall"] == pytest.approx(statistics.mean(everything), rel=1e-15)
     assert 0 < results["mean_recall"] < 1
 
@@ -136,7 +140,7 @@ def test_document(tmp_path):
     assert json.loads(json.dumps(document)) == document  # Python numbers throughout
     assert list(document) == [
         *("dataset", "split", "ranking", "rerank_depth", "checkpoint", "seed", "versions"),
-        *("languages", "mean_recall", "mrv", "mrsd"),
+        *("languages", "mean_recalls", "mean_recall", "mrv", "mrsd"),
     ]
     assert {key: document[key] for key in scores} == scores
     assert document["checkpoint"] == {"path": str(checkpoint), "sha256": hashlib.sha256(b"weights").hexdigest()}

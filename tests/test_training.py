@@ -245,6 +245,43 @@ def test_bfloat16(data):
     assert 0 <= fitting.callback_metrics["val/mean_recall"] <= 1
 
 
+def test_reranking_in_bfloat16(data):
+    module = model(rerank_depth=3)
+    trainer(precision="bf16-mixed").test(module, datamodule=data(), verbose=False)
+    for direction in ("image_to_text", "text_to_image"):
+        dual, new = module.results["mean_recalls"][direction], module.reranked["mean_recalls"][direction]
+        assert (dual["recall@5"], dual["recall@10"]) == (new["recall@5"], new["recall@10"])
+
+
+def test_images_that_are_too_small_for_the_model(data):
+    module = model()
+    module.retriever.image_encoder.image_size = 24
+    with pytest.raises(CCRError, match=r"the image encoder cannot take images of 24 px \(.+\): choose another image_"):
+        trainer(max_steps=1).fit(module, datamodule=data(transform=ImageTransform(24)))
+
+
+def test_each_batch_and_device_draws_its_own(data):
+    class Draws(lightning.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.seen.append(torch.initial_seed())
+
+    draws = Draws()
+    trainer(draws, max_epochs=2, accumulate_grad_batches=2).fit(model(), datamodule=data())
+    assert len(set(draws.seen)) == 4
+
+
+@pytest.mark.parametrize("start", [0.001, 0.5])
+def test_the_temperature_stays_in_its_range(data, start):
+    module, watcher = model(lr=0.5), Watcher()
+    module.retriever.log_logit_scale.data.fill_(-math.log(start))
+    module.retriever.log_logit_scale.register_hook(lambda gradient: torch.full_like(gradient, 1 - 2 * (start < 0.1)))
+    trainer(watcher, max_epochs=1).fit(module, datamodule=data())
+    assert module.retriever.temperature.item() == pytest.approx(start, rel=1e-6)  # after the last step too
+
+
 @pytest.mark.parametrize(
     ("module_settings", "data_settings", "message"),
     [
@@ -257,7 +294,9 @@ def test_bfloat16(data):
         ({"contrastive_weight": 0, "matching_weight": 0, "masked_lm_weight": 0}, {}, "are all 0"),
         ({"fusion_images": 0}, {}, "fusion_images is 0"),
         ({"objective": "one_to_one", "text_to_image_weight": 0.5}, {}, "has no meaning"),
-        ({"objective": "english_pivot", "pivot_language": "fr"}, {}, "needs 3 languages, among them the pivot 'fr'"),
+        ({"objective": "english_pivot", "pivot_language": "fr"}, {}, "needs 'fr' in every batch"),
+        ({"objective": "english_pivot"}, {"languages_per_step": 2}, r"pass --data\.required_languages '\[en\]'"),
+        ({}, {"tokenizer": CaptionTokenizer(vocab_size=200, max_tokens=41)}, "captions of 41 tokens .* only 40 posit"),
         ({}, {"transform": ImageTransform(48)}, r"the images are \(3, 48, 48\) and the image encoder takes"),
         ({}, {"batch_size": 17}, "too few for a batch of 17"),
     ],
@@ -299,7 +338,7 @@ class Stop(lightning.Callback):
         raise KeyError("stopped")
 
 
-@pytest.mark.parametrize("batch", [None, 0], ids=["after an epoch", "within an epoch"])
+@pytest.mark.parametrize("batch", [None, 0, 1], ids=["after an epoch", "within an epoch", "at its last batch"])
 def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, batch):
     def run(*callbacks, **settings):
         module = model(dropout=0.1, drop_path_rate=0.1, positive_language="uniform", seed=3)
@@ -316,7 +355,7 @@ def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, batch):
     with pytest.raises(KeyError, match="stopped"):
         run(Stop(path, epoch=1, batch=batch))
     stopped = torch.load(path, weights_only=True)
-    assert stopped["global_step"] == (4 if batch is None else 3)
+    assert stopped["global_step"] == (3 if batch == 0 else 4)
     assert any(not torch.equal(stopped["state_dict"][name], value) for name, value in straight.items())
     resumed = weights(run(ckpt_path=path))
     assert resumed.keys() == straight.keys()

@@ -26,6 +26,7 @@ start here:
   ccr test --ckpt_path runs/pretrain            score its best checkpoint again
 
 'ccr COMMAND --help' explains a command; 'ccr --version' prints the version.
+Set CCR_TRACEBACK=1 to see where an error comes from.
 """
 
 _SETTINGS = """\
@@ -40,8 +41,8 @@ settings (in the config file, or on the command line, which wins):
 _TRAINED = """\
   --ckpt_path PATH      a checkpoint, or the folder of a run (its best checkpoint is used); its config.yaml is read too
   -c, --config PATH     the run's configuration, if it does not lie in the run's folder
-  --name NAME           results go to runs/NAME/ (default: the name of the run)
-  --runs_dir DIR        where runs lie (default: runs)
+  --name NAME           results go to NAME/ beside the run (default: into the run's own folder)
+  --runs_dir DIR        results go to DIR/NAME/
 """
 
 COMMAND_HELP = {
@@ -76,7 +77,7 @@ options:
 usage: ccr test --ckpt_path PATH [settings]
 
 Scores a checkpoint on the test split: recall@1, 5, 10 per language and direction, MRV and MRSD. Prints a table and
-writes runs/NAME/results.json, or results-reranked.json with --model.rerank_depth.
+writes runs/NAME/results.json, and results-reranked.json with --model.rerank_depth.
 
 options:
 {_TRAINED}
@@ -142,7 +143,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _fill_in_run(args: list[str]) -> list[str]:
-    """Turns ``--ckpt_path RUN_FOLDER`` into its best checkpoint, and adds the run's config unless one is given."""
+    """Turns ``--ckpt_path RUN_FOLDER`` into its best checkpoint; adds the run's config and place unless given."""
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--ckpt_path=") else [arg])]
     if "--ckpt_path" not in args[:-1]:
         if any(arg in ("--help_all", "--print_config") for arg in args):
@@ -155,9 +156,14 @@ def _fill_in_run(args: list[str]) -> list[str]:
     if not path.is_file():
         raise CCRError(f"--ckpt_path {args[place]}: there is no checkpoint at {path}; check the path.")
     args[place] = str(path)
-    config = path.parent.parent / "config.yaml"
-    if config.is_file() and not any(arg in ("-c", "--config") or arg.startswith("--config=") for arg in args):
-        args[1:1] = ["--config", str(config)]
+    run = path.parent.parent
+    if run.name in ("", ".."):
+        run = run.resolve()
+    given = {arg.split("=", 1)[0] for arg in args}
+    if (run / "config.yaml").is_file() and not given & {"-c", "--config"}:
+        place_of_run = {"--runs_dir": str(run.parent), "--name": run.name}  # which may have moved since
+        added = [part for name, value in place_of_run.items() if name not in given for part in (name, value)]
+        args[1:1] = ["--config", str(run / "config.yaml"), *added]
     return args
 
 

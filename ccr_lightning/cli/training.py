@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,6 +37,8 @@ TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
     "enable_model_summary": False,
 }
+
+STEPS_BETWEEN_CHECKPOINTS = 1000  # within an epoch, so that a crash costs little of a long one
 
 
 class _Parser(LightningArgumentParser):
@@ -115,6 +118,7 @@ class TrainingCLI(LightningCLI):
                 ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints),
                 # Not save_last=True, which saves only when the best checkpoint is a new one.
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
+                ModelCheckpoint(filename="last", every_n_train_steps=STEPS_BETWEEN_CHECKPOINTS, **checkpoints),
             ]
             if config.get("logger") is None:
                 config["logger"] = self._csv_logger()
@@ -127,12 +131,14 @@ class TrainingCLI(LightningCLI):
             raise CCRError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
 
     def _csv_logger(self) -> CSVLogger:
-        """Writes metrics.csv; a resumed run keeps the lines that are there, which Lightning would delete."""
+        """Writes metrics.csv; a resumed run keeps the lines up to its checkpoint, which Lightning would delete."""
         path = self.folder.path / "metrics.csv"
         lines: list[dict[str, Any]] = []
-        if self.resume_from == self.folder.last and path.is_file():
+        if self.resume_from and self.resume_from.parent == self.folder.checkpoints and path.is_file():
+            step = AtomicCheckpointIO().load_checkpoint(self.resume_from, "meta")["global_step"]
             with path.open(encoding="utf-8", newline="") as file:
-                lines = [{name: value for name, value in line.items() if value} for line in csv.DictReader(file)]
+                every = [{name: value for name, value in line.items() if value} for line in csv.DictReader(file)]
+            lines = [line for line in every if int(line["step"]) < step]
         logger = CSVLogger(self.folder.path, name="", version="")
         for line in lines:
             logger.log_metrics(line, int(line.pop("step")))
@@ -193,21 +199,24 @@ class TrainingCLI(LightningCLI):
 
     @rank_zero_only
     def _report(self, split: str, checkpoint: Path) -> None:
-        depth = self.model.rerank_depth if split == "test" else 0
-        document = results_document(
-            self.model.results,
-            dataset=self.datamodule.source.name,
-            split=split,
-            ranking="re-ranked" if depth else "dual_encoder",
-            rerank_depth=depth,
-            checkpoint=checkpoint,
-            seed=self.model.seed,
-        )
-        suffix = "-val" if split == "val" else "-reranked" if depth else ""
-        path = self.folder.path / f"results{suffix}.json"
-        write_results(path, document)
-        print_results(document)
-        print(f"written to {path}")
+        made_with: dict[str, Any] = {
+            "dataset": self.datamodule.source.name,
+            "split": split,
+            "checkpoint": checkpoint,
+            "seed": self.model.seed,
+        }
+        documents = {
+            "-val" if split == "val" else "": results_document(self.model.results, rerank_depth=0, **made_with)
+        }
+        if self.model.reranked:
+            documents["-reranked"] = results_document(
+                self.model.reranked, ranking="re-ranked", rerank_depth=self.model.rerank_depth, **made_with
+            )
+        for suffix, document in documents.items():
+            path = self.folder.path / f"results{suffix}.json"
+            write_results(path, document)
+            print_results(document)
+            print(f"written to {path}")
 
 
 def run(args: list[str]) -> int:
@@ -229,13 +238,16 @@ def run(args: list[str]) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except ValueError as error:
+    except (ValueError, MisconfigurationException) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, CCRError):
             cause = cause.__cause__  # the parser packs the errors of parts that may be null into its own
-        if cause is None:
+        if cause is not None:
+            raise cause from cause.__cause__
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith("lightning."):  # somebody's mistake in a program
             raise
-        raise cause from cause.__cause__
+        raise CCRError(f"the trainer refuses: {' '.join(str(error).split())}") from error
     return 0
 
 

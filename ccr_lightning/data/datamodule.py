@@ -128,7 +128,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             missing = [language for language in self.languages if not counts.get(language)]
             if missing:
                 raise CCRError(
-                    f"The split {split!r} of {self.source.name} has no caption in {', '.join(missing)}; leave it out "
+                    f"the split {split!r} of {self.source.name} has no caption in {', '.join(missing)}; leave it out "
                     "of the data's languages."
                 )
         if not self.tokenizer.is_ready and self._tokenizer_file().is_file():
@@ -205,9 +205,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         return self._stores[split]
 
     def _tokenizer_file(self) -> Path:
-        from tokenizers import __version__
-
-        key = [self.source.fingerprint(), self.languages, self.tokenizer.vocab_size, __version__]
+        key = [self.source.fingerprint(), self.languages, self.tokenizer.recipe]
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         return self._cache() / f"{self.source.name}-tokenizer-{digest}.json"
 
@@ -226,7 +224,7 @@ class CaptionDataModule(lightning.LightningDataModule):
     def _ready_tokenizer(self) -> CaptionTokenizer:
         if not self.tokenizer.is_ready:
             raise CCRError(
-                "There is no trained tokeniser; pass the checkpoint of a training run, fit first with the same "
+                "there is no trained tokeniser; pass the checkpoint of a training run, fit first with the same "
                 "cache_dir, or give the tokeniser's name_or_path."
             )
         return self.tokenizer
@@ -236,7 +234,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             return 0, 1
         world_size = self.trainer.world_size
         if world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
-            raise CCRError("The data module shards its data itself; pass --trainer.use_distributed_sampler false.")
+            raise CCRError("the data module shards its data itself; pass --trainer.use_distributed_sampler false.")
         return self.trainer.global_rank, world_size
 
     def _start(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from ccr_lightning.errors import CCRError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MAX_PIXELS = 50_000_000  # larger pictures are refused from their header, before memory is spent on them
 
 
 def read_image(source: Path | bytes, where: str) -> bytes:
@@ -37,13 +38,12 @@ def read_image(source: Path | bytes, where: str) -> bytes:
     return data
 
 
-def open_image(source: Path | bytes, where: str, max_pixels: int = 50_000_000) -> Image.Image:
+def open_image(source: Path | bytes, where: str) -> Image.Image:
     """Decode a picture completely and return it as RGB, upright, transparent parts on white.
 
     Args:
         source: Path of the file, or its bytes.
         where: Where the image is named (``file:line``), for the message.
-        max_pixels: Larger pictures are refused from their header, before memory is spent on them.
 
     Raises:
         CCRError: The file is missing, empty, truncated, no picture, or too large.
@@ -64,8 +64,8 @@ def open_image(source: Path | bytes, where: str, max_pixels: int = 50_000_000) -
     except Exception as error:
         raise CCRError(f"{where}: {name} is not a picture that Pillow can open; replace or remove it.") from error
     width, height = image.size
-    if width * height > max_pixels:
-        raise CCRError(f"{where}: {name} has {width} x {height} pixels, more than {max_pixels}; make it smaller.")
+    if width * height > MAX_PIXELS:
+        raise CCRError(f"{where}: {name} has {width} x {height} pixels, more than {MAX_PIXELS}; make it smaller.")
     try:
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)

@@ -60,7 +60,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     ) -> None:
         if size < batch_size * world_size:
             raise CCRError(
-                f"The training split has {size} images, too few for a batch of {batch_size} on each of {world_size} "
+                f"the training split has {size} images, too few for a batch of {batch_size} on each of {world_size} "
                 "devices; lower batch_size."
             )
         self.size = size

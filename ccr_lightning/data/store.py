@@ -96,7 +96,7 @@ def writable_folder(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise CCRError(
-            f"The folder {folder} cannot be written ({error.strerror}); choose another cache_dir."
+            f"the folder {folder} cannot be written ({error.strerror}); choose another cache_dir."
         ) from error
 
 
@@ -104,7 +104,8 @@ def build_store(source: Source, split: str, folder: str | Path) -> None:
     """Write the split to a store, unless it is there; several processes may try at once.
 
     Raises:
-        CCRError: The source has no such split or no image in it, or an image cannot be read.
+        CCRError: The source has no such split or no image in it, an image cannot be read, or the store cannot be
+            written.
     """
     folder = Path(folder)
     if (folder / _MANIFEST).is_file():
@@ -115,7 +116,7 @@ def build_store(source: Source, split: str, folder: str | Path) -> None:
         captions: Counter[str] = Counter()
         images = _write_arrow(source, split, building / _ARROW, captions)
         if not images:
-            raise CCRError(f"The split {split!r} of {source.name} has no images; check the source.")
+            raise CCRError(f"the split {split!r} of {source.name} has no images; check the source.")
         manifest = {
             "format": _FORMAT,
             "source": source.name,
@@ -131,6 +132,10 @@ def build_store(source: Source, split: str, folder: str | Path) -> None:
         except OSError:
             if not (folder / _MANIFEST).is_file():  # else another process was faster, and its store is as good
                 raise
+    except OSError as error:
+        raise CCRError(
+            f"the store {folder} cannot be written ({error}); free some space or choose another cache_dir."
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -151,10 +156,10 @@ def open_store(folder: str | Path) -> Store:
             if table.num_rows == manifest["images"]:
                 return Store(folder, manifest, table)
     except FileNotFoundError as error:
-        raise CCRError(f"There is no store in {folder}; build it with prepare_data().") from error
+        raise CCRError(f"there is no store in {folder}; build it with prepare_data().") from error
     except Exception as error:
-        raise CCRError(f"The store {folder} is damaged ({error}); delete the folder to build it again.") from error
-    raise CCRError(f"The store {folder} is incomplete or of another version; delete the folder to build it again.")
+        raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
+    raise CCRError(f"the store {folder} is incomplete or of another version; delete the folder to build it again.")
 
 
 def _write_arrow(source: Source, split: str, path: Path, captions: Counter[str]) -> int:

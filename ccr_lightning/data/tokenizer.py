@@ -17,6 +17,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # the first four n
 _ROLES = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
 _ROLES |= {"unk_token": "<unk>", "mask_token": "<mask>"}
 _REMEMBERED = 200_000
+_RULES = 1  # raise it when train() changes, so that no cached vocabulary of older rules is used
 
 
 class CaptionTokenizer:
@@ -25,7 +26,9 @@ class CaptionTokenizer:
     Without ``name_or_path`` it is trained on captions: byte-pair encoding over NFKC-normalised text, where a space
     becomes part of the following word, so that languages without spaces need nothing special. The same captions give
     the same tokeniser. Its special tokens are ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>`` 4 and a
-    caption is ``<s> text </s>``. (The Unigram trainer of tokenizers, XLM-R's model, does not give one result twice.)
+    caption is ``<s> text </s>``. It is not XLM-R's Unigram model because the Unigram trainer of tokenizers gives other
+    scores and ids in every run, so a seed would not repeat a run; BPE gives the same result, and about a fifth fewer
+    tokens here.
 
     Args:
         name_or_path: A folder written by :meth:`save` or by transformers, or a name on the Hugging Face hub.
@@ -65,6 +68,13 @@ class CaptionTokenizer:
         return self._vocab_size if self.name_or_path is None else len(self._tokenizer)
 
     @property
+    def recipe(self) -> tuple[int, str, int]:
+        """What decides the trained vocabulary besides the captions, as a key for keeping it."""
+        from tokenizers import __version__
+
+        return _RULES, __version__, self._vocab_size
+
+    @property
     def pad_token_id(self) -> int:
         """Id of the padding token."""
         return self._special_id("pad")
@@ -89,7 +99,7 @@ class CaptionTokenizer:
 
         if self.name_or_path is not None:
             raise CCRError(
-                f"The tokeniser {self.name_or_path} is trained already; leave out name_or_path to train one."
+                f"the tokeniser {self.name_or_path} is trained already; leave out name_or_path to train one."
             )
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
         tokenizer.normalizer = normalizers.Sequence(
@@ -106,10 +116,10 @@ class CaptionTokenizer:
         tokenizer.train_from_iterator(captions, trainer)
         learned = tokenizer.get_vocab_size()
         if learned == len(SPECIAL_TOKENS):
-            raise CCRError("The tokeniser got no captions to train on; check the training split.")
+            raise CCRError("the tokeniser got no captions to train on; check the training split.")
         if learned > self._vocab_size:
             raise CCRError(
-                f"The captions have {learned - len(SPECIAL_TOKENS)} different characters, too many for a vocab_size of "
+                f"the captions have {learned - len(SPECIAL_TOKENS)} different characters, too many for a vocab_size of "
                 f"{self._vocab_size}; raise it to {2 * learned} or more."
             )
         self._loaded = _wrap(tokenizer, _ROLES)
@@ -164,21 +174,21 @@ class CaptionTokenizer:
         except CCRError:
             raise
         except Exception as error:
-            raise CCRError(f"The saved tokeniser cannot be read ({error}); save it again.") from error
+            raise CCRError(f"the saved tokeniser cannot be read ({error}); save it again.") from error
         return tokenizer
 
     @property
     def _tokenizer(self) -> Any:
         if self._loaded is None:
             if self.name_or_path is None:
-                raise CCRError("The tokeniser is not trained yet; train it, load a checkpoint, or give name_or_path.")
+                raise CCRError("the tokeniser is not trained yet; train it, load a checkpoint, or give name_or_path.")
             self._loaded = _from_pretrained(self.name_or_path)
         return self._loaded
 
     def _special_id(self, name: str) -> int:
         token_id: int | None = getattr(self._tokenizer, f"{name}_token_id")
         if token_id is None:
-            raise CCRError(f"The tokeniser {self.name_or_path} has no {name} token; choose one that has.")
+            raise CCRError(f"the tokeniser {self.name_or_path} has no {name} token; choose one that has.")
         return token_id
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -207,6 +217,6 @@ def _from_pretrained(name_or_path: str) -> Any:
         return AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:
         raise CCRError(
-            f"The tokeniser {name_or_path!r} cannot be loaded; give the path of a folder with its files, "
+            f"the tokeniser {name_or_path!r} cannot be loaded; give the path of a folder with its files, "
             "or a name on the Hugging Face hub and a connection to it."
         ) from error

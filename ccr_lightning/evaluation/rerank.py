@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.functional.retrieval import reranked_ranks, retrieval_ranks, top_candidates
-from ccr_lightning.metrics import LanguageRanks
+from ccr_lightning.functional.retrieval import reranked_ranks, top_candidates
+from ccr_lightning.metrics import Direction, LanguageRanks
 from ccr_lightning.models.retriever import Encoded, Retriever
+from ccr_lightning.models.transformer import KeysValues
 from ccr_lightning.types import CaptionBatch, ImageBatch
 
 PAIRS_AT_ONCE = 1024
@@ -23,27 +27,24 @@ class StateBank:
 
     def add(self, batch: ImageBatch | CaptionBatch, encoded: Encoded) -> None:
         """Keeps one batch; its images or captions must not have been added before."""
+        states = encoded.states.float()  # they may come out of autocast, and meet the weights outside it
         if isinstance(batch, ImageBatch):
-            self._images.append(_to_cpu(encoded.embeds, encoded.states, batch.image_ids))
+            self._images.append(_to_cpu(encoded.embeds, states, batch.image_ids))
         else:
-            self._captions.append(
-                _to_cpu(encoded.embeds, encoded.states, batch.image_ids, batch.attention_mask, batch.languages)
-            )
+            own = (batch.image_ids, batch.attention_mask, batch.languages, batch.caption_index)
+            self._captions.append(_to_cpu(encoded.embeds, states, *own))
 
     def images(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings (G, D), states (G, P, C) and ids (G,) of the images."""
+        """Embeddings (G, D), states (G, P, C) and ids (G,) of the images, by id."""
         embeds, states, ids = (torch.cat(tensors) for tensors in zip(*self._images, strict=True))
-        return embeds, states, ids
-
-    def languages(self) -> list[int]:
-        """The language indices that have captions, in order."""
-        return sorted({language for captions in self._captions for language in captions[4].tolist()})
+        order = ids.argsort()
+        return embeds[order], states[order], ids[order]
 
     def captions(self, language: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings (N, D), states (N, L, C), ids (N,) and masks (N, L) of a language's captions."""
-        longest = max(mask.shape[1] for *_, mask, _ in self._captions)
+        """Embeddings (N, D), states (N, L, C), ids (N,) and masks (N, L) of a language's captions, by id and number."""
+        longest = max(captions[3].shape[1] for captions in self._captions)
         rows = []
-        for embeds, states, ids, mask, languages in self._captions:
+        for embeds, states, ids, mask, languages, index in self._captions:
             chosen = languages == language
             padding = longest - mask.shape[1]
             rows.append(
@@ -52,13 +53,18 @@ class StateBank:
                     torch.nn.functional.pad(states[chosen], (0, 0, 0, padding)),
                     ids[chosen],
                     torch.nn.functional.pad(mask[chosen], (0, padding)),
+                    index[chosen],
                 )
             )
-        embeds, states, ids, mask = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
-        return embeds, states, ids, mask
+        embeds, states, ids, mask, index = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
+        order = index.argsort(stable=True)
+        order = order[ids[order].argsort(stable=True)]
+        return embeds[order], states[order], ids[order], mask[order]
 
 
-def rerank(retriever: Retriever, bank: StateBank, depth: int) -> dict[str, dict[int, LanguageRanks]]:
+def rerank(
+    retriever: Retriever, bank: StateBank, ranks: Mapping[str, Mapping[int, LanguageRanks]], depth: int
+) -> dict[str, dict[int, LanguageRanks]]:
     """Ranks after each query's best ``depth`` candidates are put in the order of their match score.
 
     Candidates beyond ``depth`` keep the dual encoder's order behind the re-ranked ones, so a query whose positives are
@@ -66,65 +72,77 @@ def rerank(retriever: Retriever, bank: StateBank, depth: int) -> dict[str, dict[
 
     Args:
         retriever: The model, with a fusion encoder.
-        bank: What was encoded of the split; every image at least one caption in a language to count there.
+        bank: What was encoded of the split.
+        ranks: Those of the dual encoder, what ``RetrievalRanks.compute`` says of the same split.
         depth: Number of candidates per query to re-rank.
 
     Returns:
-        Direction to language index to ranks, as ``RetrievalRanks.compute``.
+        Direction to language index to ranks, as ``ranks``.
 
     Raises:
-        CCRError: If ``depth`` is larger than a gallery.
+        CCRError: If ``depth`` is larger than a gallery, or the model has no fusion encoder.
     """
+    smallest = min(dual.gallery for of in ranks.values() for dual in of.values())
+    if depth > smallest:
+        raise CCRError(
+            f"rerank_depth {depth} is larger than a gallery of {smallest}: lower --model.rerank_depth to "
+            f"{smallest} or less."
+        )
     all_embeds, all_states, all_ids = bank.images()
-    ranks: dict[str, dict[int, LanguageRanks]] = {"image_to_text": {}, "text_to_image": {}}
-    for language in bank.languages():
+    reranked: dict[str, dict[int, LanguageRanks]] = {direction: {} for direction in get_args(Direction)}
+    for language, of_images in ranks["image_to_text"].items():
         text_embeds, text_states, text_ids, masks = bank.captions(language)
-        described = torch.isin(all_ids, text_ids)
-        image_embeds, image_states, image_ids = all_embeds[described], all_states[described], all_ids[described]
-        smallest = min(len(image_ids), len(text_ids))
-        if depth > smallest:
-            raise CCRError(
-                f"rerank_depth {depth} is larger than a gallery of {smallest}: lower --model.rerank_depth to "
-                f"{smallest} or less."
-            )
-        for direction, queries, gallery, query_ids, gallery_ids in (
-            ("image_to_text", image_embeds, text_embeds, image_ids, text_ids),
-            ("text_to_image", text_embeds, image_embeds, text_ids, image_ids),
-        ):
-            candidates = top_candidates(queries, gallery, depth)
-            query = torch.arange(len(queries)).repeat_interleave(depth)
-            text, image = query, candidates.flatten()
+        shown = torch.isin(all_ids, of_images.image_ids.cpu())
+        image_embeds, image_states, image_ids = all_embeds[shown], all_states[shown], all_ids[shown]
+        for direction in get_args(Direction):
+            dual = ranks[direction][language]
             if direction == "image_to_text":
-                text, image = image, query
-            scores = _match_scores(retriever, text_states, masks, image_states, text, image)
-            ranks[direction][language] = LanguageRanks(
-                image_ids=query_ids,
-                ranks=reranked_ranks(
-                    retrieval_ranks(queries, gallery, query_ids, gallery_ids),
-                    scores.view(len(queries), depth),
-                    gallery_ids[candidates] == query_ids[:, None],
-                ),
-                gallery=len(gallery),
-            )
-    return ranks
+                candidates = top_candidates(image_embeds, text_embeds, depth)
+                gallery_ids, text, image = text_ids, candidates, _own_number(candidates)
+            else:
+                candidates = top_candidates(text_embeds, image_embeds, depth)
+                gallery_ids, text, image = image_ids, _own_number(candidates), candidates
+            scores = _match_scores(retriever, text_states, masks, image_states, text.flatten(), image.flatten())
+            is_positive = gallery_ids[candidates] == dual.image_ids.cpu()[:, None]
+            new = reranked_ranks(dual.ranks.cpu(), scores.view_as(candidates), is_positive)
+            reranked[direction][language] = LanguageRanks(dual.image_ids.cpu(), new, dual.gallery)
+    return reranked
+
+
+def _own_number(candidates: Tensor) -> Tensor:
+    return torch.arange(len(candidates))[:, None].expand_as(candidates)
 
 
 @torch.no_grad()
 def _match_scores(
     retriever: Retriever, text_states: Tensor, masks: Tensor, image_states: Tensor, text: Tensor, image: Tensor
 ) -> Tensor:
-    """Log-odds of a match for each pair (text[i], image[i]); shortest captions first, so little padding is computed."""
+    """Log-odds of a match for each pair (text[i], image[i]).
+
+    Images come in chunks, since what fusion needs of an image is computed once for all its pairs; within a chunk the
+    shortest captions come first, so little padding is computed.
+    """
+    fusion = retriever.fusion
+    if fusion is None:
+        raise CCRError("this retriever has no fusion encoder, which re-ranking needs: give it a fusion.")
     device = retriever.log_logit_scale.device
     scores = torch.empty(len(text), dtype=torch.float32)
-    order = masks.sum(1)[text].argsort(stable=True)
-    for pairs in torch.split(order, PAIRS_AT_ONCE):
-        mask = masks[text[pairs]]
-        mask = mask[:, : int(mask.sum(1).max())]
-        fused = retriever.fuse(
-            text_states[text[pairs], : mask.shape[1]].to(device), mask.to(device), image_states[image[pairs]].to(device)
-        )
-        logits = retriever.match_logits(fused).float()
-        scores[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
+    lengths = masks.sum(1)[text]
+    images_at_once = max(1, PAIRS_AT_ONCE * len(image_states) // len(text))
+    for start in range(0, len(image_states), images_at_once):
+        kept = fusion.keys_values(image_states[start : start + images_at_once].to(device))
+        chosen = ((image >= start) & (image < start + images_at_once)).nonzero().squeeze(1)
+        ordered = chosen[lengths[chosen].argsort(stable=True)]
+        for pairs in torch.split(ordered, PAIRS_AT_ONCE) if len(ordered) else ():
+            mask = masks[text[pairs], : int(lengths[pairs].max())]
+            rows = (image[pairs] - start).to(device)
+            fused = fusion.attend(
+                text_states[text[pairs], : mask.shape[1]].to(device),
+                mask.to(device),
+                [KeysValues(of.keys[rows], of.values[rows]) for of in kept],
+            )
+            logits = retriever.match_logits(fused).float()
+            scores[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
     return scores
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Ranking = Literal["dual_encoder", "re-ranked"]
 
 CUTOFFS = (1, 5, 10)
+SHORT: dict[Direction, str] = {"image_to_text": "i2t", "text_to_image": "t2i"}
 
 
 def retrieval_results(
@@ -46,8 +47,10 @@ def retrieval_results(
 
     Returns:
         ``languages``: language to direction to ``recall@1``, ``recall@5`` and ``recall@10`` in [0, 1], and the numbers
-        of ``queries`` and of items in the ``gallery``; ``mean_recall``: the mean of all these recalls; ``mrv`` and
-        ``mrsd``: one value for each direction, their ``mean``, the ``languages``, the number of ``instances``
+        of ``queries`` and of items in the ``gallery``; ``mean_recalls``: direction to the means over languages;
+        ``mean_recall``: the mean of all these recalls; ``mrv`` and ``mrsd``: one value for each direction, their
+        ``mean``, the
+        ``languages``, the number of ``instances``
         (images), and, if there are no values, the ``reason``. Python numbers throughout.
 
     Raises:
@@ -73,7 +76,13 @@ def retrieval_results(
         languages[index]: {direction: _recalls(ranks[direction][index]) for direction in get_args(Direction)}
         for index in present
     }
-    recalls = [of[d][f"recall@{k}"] for of in scores.values() for d in get_args(Direction) for k in CUTOFFS]
+    means: dict[str, dict[str, float]] = {
+        direction: {
+            f"recall@{k}": sum(of[direction][f"recall@{k}"] for of in scores.values()) / len(scores) for k in CUTOFFS
+        }
+        for direction in get_args(Direction)
+    }
+    recalls = [recall for of in means.values() for recall in of.values()]
 
     mrv_languages = names if mrv_languages is None else list(mrv_languages)
     unknown = [language for language in mrv_languages if language not in names]
@@ -84,6 +93,7 @@ def retrieval_results(
     chosen = [index for index, name in zip(present, names, strict=True) if name in mrv_languages]
     return {
         "languages": scores,
+        "mean_recalls": means,
         "mean_recall": sum(recalls) / len(recalls),
         **_consistency(ranks, languages, chosen, parallel),
     }

@@ -8,10 +8,8 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from ccr_lightning.evaluation.results import CUTOFFS
+from ccr_lightning.evaluation.results import CUTOFFS, SHORT
 from ccr_lightning.metrics import Direction
-
-_SHORT = {"image_to_text": "i2t", "text_to_image": "t2i"}
 
 
 def results_table(document: Mapping[str, Any]) -> Table:
@@ -28,6 +26,7 @@ def results_table(document: Mapping[str, Any]) -> Table:
         >>> mrv = {"mean": None, "reason": "a single language has nothing to be consistent with"}
         >>> document = {"dataset": "demo", "split": "test", "ranking": "dual_encoder", "mrv": mrv, "mrsd": mrv}
         >>> document["languages"] = {"en": {"image_to_text": recalls, "text_to_image": recalls}}
+        >>> document["mean_recalls"] = document["languages"]["en"]
         >>> table = results_table(document)
         >>> [column.header for column in table.columns][:3]
         ['language', 'i2t R@1', 'i2t R@5']
@@ -49,15 +48,11 @@ def results_table(document: Mapping[str, Any]) -> Table:
     table.add_column("language")
     columns = [(direction, k) for direction in get_args(Direction) for k in CUTOFFS]
     for direction, k in columns:
-        table.add_column(f"{_SHORT[direction]} R@{k}", justify="right", no_wrap=True)
-    rows = {
-        language: [scores[direction][f"recall@{k}"] for direction, k in columns]
-        for language, scores in document["languages"].items()
-    }
-    for language, recalls in rows.items():
-        table.add_row(language, *map(_percent, recalls))
-    table.add_section()
-    table.add_row("mean", *(_percent(sum(column) / len(column)) for column in zip(*rows.values(), strict=True)))
+        table.add_column(f"{SHORT[direction]} R@{k}", justify="right", no_wrap=True)
+    for name, scores in [*document["languages"].items(), ("mean", document["mean_recalls"])]:
+        if name == "mean":
+            table.add_section()
+        table.add_row(name, *(f"{100 * scores[direction][f'recall@{k}']:.1f}" for direction, k in columns))
     return table
 
 
@@ -66,12 +61,8 @@ def print_results(document: Mapping[str, Any]) -> None:
     Console().print(results_table(document))
 
 
-def _percent(recall: float) -> str:
-    return f"{100 * recall:.1f}"
-
-
 def _over_languages(name: str, scores: Mapping[str, Any]) -> str:
     if scores["mean"] is None:
         return f"{name}: none, for {scores['reason']}"
-    both = ", ".join(f"{_SHORT[direction]} {scores[direction]:.2f}" for direction in get_args(Direction))
+    both = ", ".join(f"{SHORT[direction]} {scores[direction]:.2f}" for direction in get_args(Direction))
     return f"{name} {scores['mean']:.2f} ({both}) over {', '.join(scores['languages'])}; {scores['instances']} images"

@@ -23,7 +23,7 @@ class TextEncoder(nn.Module):
         feed_forward_size: Width inside the feed-forward part.
         max_positions: Most tokens of a caption.
         dropout: Probability, for embeddings, attention weights and the output of each part of a layer.
-        pad_token_id: Token whose embedding is zero at first and not trained.
+        pad_token_id: Token whose embedding is zero at first; only the tied masked-LM head moves it.
 
     Attributes:
         width: ``hidden_size``.

@@ -147,4 +147,8 @@ class RunFolder:
             return self.last
         if not Path(resume).is_file():
             raise CCRError(f"--resume {resume}: there is no such checkpoint; pass auto, must or the path of one.")
+        if Path(resume).resolve().parent == self.checkpoints.resolve():
+            return self.checkpoints / Path(resume).name
+        if self.last.exists():
+            raise CCRError(f"--resume {resume}: {self.path} already holds a run: pass --name for a new one.")
         return Path(resume)

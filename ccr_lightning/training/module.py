@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ccr_lightning import distributed
+from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.rerank import StateBank, rerank
-from ccr_lightning.evaluation.results import retrieval_results
+from ccr_lightning.evaluation.results import CUTOFFS, SHORT, retrieval_results
 from ccr_lightning.functional.contrastive import draw_one_caption
 from ccr_lightning.functional.masking import mask_tokens, masked_lm_loss
 from ccr_lightning.functional.matching import MatchingDraw, PositiveLanguage, draw_matching, matching_loss
 from ccr_lightning.losses import ContrastiveLoss, Objective
-from ccr_lightning.metrics import RetrievalRanks
+from ccr_lightning.metrics import Direction, RetrievalRanks
 from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch
 from ccr_lightning.training.optim import linear_warmup_decay, parameter_groups
@@ -29,8 +30,8 @@ class RetrievalModule(LightningModule):
     """Trains and tests a :class:`~ccr_lightning.models.retriever.Retriever` (Nie et al., KDD 2024).
 
     The training loss is the weighted sum of contrastive, matching and masked-LM loss; a weight of 0 switches a loss off
-    and saves its cost. Under ddp the gradient is that of one process with the whole batch (matching draws its negatives
-    on each device, as in the paper).
+    and saves its cost. Under ddp the gradient is that of one process with the whole batch, but for BatchNorm, whose
+    statistics are each device's, and for matching, which draws its negatives on each device, as in the paper.
 
     Args:
         retriever: The model.
@@ -50,9 +51,13 @@ class RetrievalModule(LightningModule):
         weight_decay: AdamW's weight decay of matrices.
         betas: AdamW's betas.
         warmup_fraction: Share of the steps that warms the learning rate up; afterwards it decays linearly to 0.
-        rerank_depth: ``test`` orders the best so many candidates of each query by the matching head; 0 = not at all.
+        rerank_depth: ``test`` also orders each query's best so many candidates by the matching head; 0 = not at all.
         mrv_languages: The languages over which MRV is measured; by default all of the data's.
-        seed: Seeds dropout and the draws of each step, together with the step's number.
+        seed: Seeds dropout and the draws of each batch, together with its epoch, its number and the device's.
+
+    Attributes:
+        results: What ``retrieval_results`` found for the split that was scored last.
+        reranked: The same after re-ranking; None without.
 
     Raises:
         CCRError: If a setting makes no sense, or does not suit the model or the data.
@@ -113,16 +118,24 @@ class RetrievalModule(LightningModule):
         self.seed = seed
         self.ranks = RetrievalRanks()
         self.results: dict[str, Any] | None = None
+        self.reranked: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Checks that the data's tokeniser and languages suit the model, and freezes what no loss reaches."""
-        data = self._data
-        size = self.retriever.text_encoder.vocab_size
-        if data.tokenizer.vocab_size > size:
+        """Checks that data and model suit each other, and freezes what no loss reaches."""
+        data, text_encoder = self._data, self.retriever.text_encoder
+        if data.tokenizer.vocab_size > text_encoder.vocab_size:
             raise CCRError(
-                f"the tokeniser has {data.tokenizer.vocab_size} tokens but the text encoder only {size}: set "
-                "model.retriever's text_encoder.vocab_size to at least the tokeniser's size."
+                f"the tokeniser has {data.tokenizer.vocab_size} tokens but the text encoder only "
+                f"{text_encoder.vocab_size}: set model.retriever's text_encoder.vocab_size to at least the tokeniser's "
+                "size."
             )
+        if data.tokenizer.max_tokens > text_encoder.max_positions:
+            raise CCRError(
+                f"the tokeniser allows captions of {data.tokenizer.max_tokens} tokens but the text encoder has only "
+                f"{text_encoder.max_positions} positions: lower the tokeniser's max_tokens or raise the text encoder's "
+                "max_positions."
+            )
+        self._check_image_size()
         unknown = [language for language in self.mrv_languages or () if language not in data.languages]
         if unknown:
             raise CCRError(
@@ -132,7 +145,32 @@ class RetrievalModule(LightningModule):
         if self.rerank_depth and self.trainer.world_size > 1:
             raise CCRError("re-ranking runs on one device: pass --trainer.devices 1, or --model.rerank_depth 0.")
         if stage == "fit":
+            self._check_pivot()
             self._freeze_unused()
+
+    def _check_image_size(self) -> None:
+        """Encodes an empty image: each timm model has its own rule for what is too small, or no multiple of a patch."""
+        encoder = self.retriever.image_encoder
+        training, size = encoder.training, encoder.image_size
+        try:
+            with torch.no_grad():
+                encoder.eval()(torch.zeros(1, 3, size, size, device=self.device))
+        except (AssertionError, RuntimeError) as error:
+            raise CCRError(
+                f"the image encoder cannot take images of {size} px ({str(error).splitlines()[0]}): choose another "
+                "image_size."
+            ) from error
+        finally:
+            encoder.train(training)
+
+    def _check_pivot(self) -> None:
+        data, pivot = self._data, self.contrastive.pivot_language
+        always = data.languages if data.languages_per_step is None else data.required_languages
+        if self.contrastive.objective == "english_pivot" and pivot not in always:
+            raise CCRError(
+                f"english_pivot needs {pivot!r} in every batch: have it among the data's languages and pass "
+                f"--data.required_languages '[{pivot}]'."
+            )
 
     def _freeze_unused(self) -> None:
         """Freezes what only the losses that are off would train: ddp stops at parameters without a gradient."""
@@ -158,8 +196,12 @@ class RetrievalModule(LightningModule):
         return data
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes the step's random draws a function of (seed, step, rank), so that a resumed run repeats them."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
+        """Makes the batch's draws a function of (seed, epoch, batch, rank), so that a resumed run repeats them."""
+        torch.manual_seed(derived_seed("step", self.seed, self.trainer.current_epoch, batch_idx, self.global_rank))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, then puts the temperature back into its range: each checkpoint holds one that is in it."""
+        super().optimizer_step(*args, **kwargs)
         self.retriever.clamp_temperature_()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -286,14 +328,14 @@ class RetrievalModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Scores the validation split with the test's own code."""
-        self._score("val", self.ranks.compute())
+        self.results = self._score("val", self.ranks.compute())
 
     def on_test_epoch_end(self) -> None:
-        """Scores the test split, after re-ranking if asked for."""
+        """Scores the test split, and once more after re-ranking if asked for."""
         ranks = self.ranks.compute()
+        self.results = self._score("test", ranks)
         if self.rerank_depth:
-            ranks = rerank(self.retriever, self._bank, self.rerank_depth)
-        self._score("test", ranks)
+            self.reranked = self._score("test_reranked", rerank(self.retriever, self._bank, ranks, self.rerank_depth))
 
     def _encode(self, batch: ImageBatch | CaptionBatch) -> Encoded:
         if isinstance(batch, ImageBatch):
@@ -314,21 +356,20 @@ class RetrievalModule(LightningModule):
             )
         return encoded
 
-    def _score(self, split: Literal["val", "test"], ranks: Any) -> None:
+    def _score(self, name: str, ranks: Any) -> dict[str, Any]:
         data = self._data
-        self.results = retrieval_results(
+        results = retrieval_results(
             ranks, data.languages, mrv_languages=self.mrv_languages, parallel=data.source.parallel
         )
-        per_language = self.results["languages"].values()
-        logged = {f"{split}/mean_recall": self.results["mean_recall"]}
-        for direction, short in (("image_to_text", "i2t"), ("text_to_image", "t2i")):
-            for k in (1, 5, 10):
-                recalls = [scores[direction][f"recall@{k}"] for scores in per_language]
-                logged[f"{split}/{short}/recall@{k}"] = sum(recalls) / len(recalls)
+        logged = {f"{name}/mean_recall": results["mean_recall"]}
+        for direction in get_args(Direction):
+            for k in CUTOFFS:
+                logged[f"{name}/{SHORT[direction]}/recall@{k}"] = results["mean_recalls"][direction][f"recall@{k}"]
         for statistic in ("mrv", "mrsd"):
-            if self.results[statistic]["mean"] is not None:
-                logged[f"{split}/{statistic}"] = self.results[statistic]["mean"]
+            if results[statistic]["mean"] is not None:
+                logged[f"{name}/{statistic}"] = results[statistic]["mean"]
         self.log_dict(logged, prog_bar=False, rank_zero_only=False)
+        return results
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a run which resumes trains what it trained before.

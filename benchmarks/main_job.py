@@ -37,7 +37,7 @@ def _row(seed: int, config: str, runs_dir: Path) -> list[str]:
         start = time.monotonic()
         _ccr("fit", "--config", config, "--seed_everything", str(seed), "--name", run.name, "--runs_dir", str(runs_dir))
         minutes = f"{(time.monotonic() - start) / 60:.1f}"
-    _ccr("test", "--ckpt_path", str(run), "--model.rerank_depth", str(RERANK_DEPTH))
+    _ccr("test", "--ckpt_path", str(run), "--model.rerank_depth", str(RERANK_DEPTH), "--trainer.devices", "1")
     dual = json.loads((run / "results.json").read_text(encoding="utf-8"))
     reranked = json.loads((run / "results-reranked.json").read_text(encoding="utf-8"))
     return [

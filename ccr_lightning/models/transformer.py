@@ -120,7 +120,8 @@ class Attention(nn.Module):
         """Lets each caption's tokens look at one another, (T, C) to (T, C)."""
         keys, values = packing.pad(self.key(hidden)), packing.pad(self.value(hidden))
         looked_at = KeysValues(self._split_heads(keys), self._split_heads(values))
-        return self(hidden, packing, looked_at, packing.attendable)  # type: ignore[no-any-return]
+        attended: Tensor = self(hidden, packing, looked_at, packing.attendable)
+        return attended
 
     def forward(self, hidden: Tensor, packing: Packing, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
         """Attends, and adds the result to the hidden states.

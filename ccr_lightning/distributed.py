@@ -8,6 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.14 renames these two and warns of the names that 2.11 knows.
+_all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
+
 
 def _in_group() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -47,7 +51,7 @@ def gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    _all_gather(gathered, tensor.contiguous())
     return gathered
 
 
@@ -60,7 +64,7 @@ class _GatherWithGrad(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
         own = grad.new_empty((grad.shape[0] // world_size(), *grad.shape[1:]))
-        dist.reduce_scatter_tensor(own, grad.contiguous())
+        _reduce_scatter(own, grad.contiguous())
         return own
 
 

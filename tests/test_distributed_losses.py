@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from datetime import timedelta
 from typing import NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
+from gloo_ranks import results_of_ranks
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -123,32 +121,17 @@ def gather_of_rank(rank):
     }
 
 
-def run_rank(rank, world_size, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=120),
-    )
+def everything_of_rank(rank, world_size):
     data = whole_batch(world_size).of_rank(rank)
     results = {name: contrastive_of_rank(data, **case) for name, case in CASES.items()}
     results |= {name: mean_of_rank(rank, counts[rank]) for name, counts in COUNTS.items()}
-    results["gather"] = gather_of_rank(rank)
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results | {"gather": gather_of_rank(rank)}
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
 def ranks(request, tmp_path_factory):
     """What each rank found, in rank order."""
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["torch", "ccr_lightning.losses"])  # imported once for all ranks
-    torch.multiprocessing.start_processes(
-        run_rank, (request.param, folder), nprocs=request.param, start_method="forkserver"
-    )
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    return results_of_ranks(everything_of_rank, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.ddp

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import pickle
 import statistics
 import subprocess
 import sys
-from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from gloo_ranks import results_of_ranks
 from torchmetrics import MetricCollection
 
 from ccr_lightning.errors import CCRError
@@ -402,6 +400,7 @@ def test_metrics_load_no_models_data_or_training():
         "ccr_lightning.errors",
         "ccr_lightning.evaluation",
         "ccr_lightning.evaluation.results",
+        "ccr_lightning.files",
         "ccr_lightning.functional",
         "ccr_lightning.functional.retrieval",
         "ccr_lightning.metrics",
@@ -427,15 +426,7 @@ def parallel_of_rank(metric, batches, dtype):
     return metric
 
 
-def run_rank(rank, world_size, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=120),
-    )
+def everything_of_rank(rank, world_size):
     batches, results = share(rank, world_size), {}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         results[f"parallel {dtype}"] = parallel_of_rank(RetrievalRanks(), batches, dtype).compute()
@@ -459,19 +450,13 @@ def run_rank(rank, world_size, folder):
             faulty.compute()
         except CCRError as error:
             results[name] = str(error)
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
 def ranks(request, tmp_path_factory):
     """What each rank found, in rank order."""
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["torch", "ccr_lightning.metrics"])  # imported once for all ranks
-    torch.multiprocessing.start_processes(
-        run_rank, (request.param, folder), nprocs=request.param, start_method="forkserver"
-    )
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+    return results_of_ranks(everything_of_rank, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.ddp

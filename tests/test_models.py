@@ -331,6 +331,10 @@ def test_image_encoder_errors() -> None:
         ImageEncoder("swin_bas_patch4_window7_224", 224)
     with pytest.raises(CCRError, match=r"no image model .*swin_tiny_patch4_window7_224\.ms_in22k"):
         ImageEncoder("swin_tiny_patch4_window7_224.ms_in22", 224)
+    with pytest.raises(
+        CCRError, match=r"'test_convnext' cannot take images of 24 px \(.+\): choose another image_size"
+    ):
+        ImageEncoder("test_convnext", image_size=24)
     with pytest.raises(CCRError, match=r"cannot build 'test_convnext' for images of 64 px.*widths"):
         ImageEncoder("test_convnext", 64, model_args={"widths": [8]})
     with pytest.raises(CCRError, match=r"images are \(3, 64, 64\).*takes \(3, 56, 56\)"):

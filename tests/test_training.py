@@ -253,13 +253,6 @@ def test_reranking_in_bfloat16(data):
         assert (dual["recall@5"], dual["recall@10"]) == (new["recall@5"], new["recall@10"])
 
 
-def test_images_that_are_too_small_for_the_model(data):
-    module = model()
-    module.retriever.image_encoder.image_size = 24
-    with pytest.raises(CCRError, match=r"the image encoder cannot take images of 24 px \(.+\): choose another image_"):
-        trainer(max_steps=1).fit(module, datamodule=data(transform=ImageTransform(24)))
-
-
 def test_each_batch_and_device_draws_its_own(data):
     class Draws(lightning.Callback):
         def __init__(self):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ccr_lightning._version import __version__
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write
 from ccr_lightning.functional.retrieval import Statistic, align_ranks, mean_rank_variance, recall_at_k
 from ccr_lightning.metrics import Direction, LanguageRanks
 
@@ -215,16 +214,5 @@ def write_results(path: Path, document: Mapping[str, Any]) -> None:
         CCRError: If the file cannot be written.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise CCRError(f"{path}: the results could not be written ({error}); choose another place.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with atomic_write(path, "the results") as file:
+        file.write(text.encode())

@@ -108,6 +108,20 @@ class ImageEncoder(nn.Module):
         self.width: int = backbone.num_features
         normed = isinstance(getattr(backbone, "norm", None), nn.LayerNorm)
         self.norm = nn.Identity() if normed else nn.LayerNorm(self.width)
+        self._check_image_size()
+
+    @torch.no_grad()
+    def _check_image_size(self) -> None:
+        """Encodes an empty image: each timm model has its own rule for what is too small, or no multiple of a patch."""
+        weight = next(self.parameters())
+        try:
+            self.eval()(weight.new_zeros(1, 3, self.image_size, self.image_size))
+        except (AssertionError, RuntimeError) as error:
+            raise CCRError(
+                f"the image encoder {self.backbone.default_cfg['architecture']!r} cannot take images of "
+                f"{self.image_size} px ({str(error).splitlines()[0]}): choose another image_size."
+            ) from error
+        self.train()
 
     def forward(self, images: Tensor) -> Tensor:
         """Encodes normalised images (B, 3, H, W).

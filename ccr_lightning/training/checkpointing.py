@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,22 +25,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CCRError: If the file cannot be written; it names the cause.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with atomic_write(Path(path), "the checkpoint", "free some space or change --runs_dir") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:  # torch's writer, where a disk is full
             raise CCRError(
-                f"{target}: the checkpoint could not be written ({error}); free some space or change --runs_dir."
+                f"{path}: the checkpoint could not be written ({error}); free some space or change --runs_dir."
             ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True

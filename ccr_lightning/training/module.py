@@ -7,22 +7,21 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from ccr_lightning import distributed
 from ccr_lightning.data.seeding import derived_seed
-from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.rerank import StateBank, rerank
 from ccr_lightning.evaluation.results import CUTOFFS, SHORT, retrieval_results
 from ccr_lightning.functional.contrastive import draw_one_caption
-from ccr_lightning.functional.masking import mask_tokens, masked_lm_loss
-from ccr_lightning.functional.matching import MatchingDraw, PositiveLanguage, draw_matching, matching_loss
+from ccr_lightning.functional.matching import MatchingDraw, PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import Direction, RetrievalRanks
 from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch
-from ccr_lightning.training.optim import linear_warmup_decay, parameter_groups
+from ccr_lightning.training.checks import check_fit_together, check_pivot
+from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss
+from ccr_lightning.training.optim import freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
 
@@ -122,71 +121,13 @@ class RetrievalModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Checks that data and model suit each other, and freezes what no loss reaches."""
-        data, text_encoder = self._data, self.retriever.text_encoder
-        if data.tokenizer.vocab_size > text_encoder.vocab_size:
-            raise CCRError(
-                f"the tokeniser has {data.tokenizer.vocab_size} tokens but the text encoder only "
-                f"{text_encoder.vocab_size}: set model.retriever's text_encoder.vocab_size to at least the tokeniser's "
-                "size."
-            )
-        if data.tokenizer.max_tokens > text_encoder.max_positions:
-            raise CCRError(
-                f"the tokeniser allows captions of {data.tokenizer.max_tokens} tokens but the text encoder has only "
-                f"{text_encoder.max_positions} positions: lower the tokeniser's max_tokens or raise the text encoder's "
-                "max_positions."
-            )
-        self._check_image_size()
-        unknown = [language for language in self.mrv_languages or () if language not in data.languages]
-        if unknown:
-            raise CCRError(
-                f"model.mrv_languages names {unknown[0]!r}, which is not among the data's languages "
-                f"{', '.join(data.languages)}: remove it."
-            )
+        check_fit_together(self.retriever, self._data, self.mrv_languages)
         if self.rerank_depth and self.trainer.world_size > 1:
             raise CCRError("re-ranking runs on one device: pass --trainer.devices 1, or --model.rerank_depth 0.")
         if stage == "fit":
-            self._check_pivot()
-            self._freeze_unused()
-
-    def _check_image_size(self) -> None:
-        """Encodes an empty image: each timm model has its own rule for what is too small, or no multiple of a patch."""
-        encoder = self.retriever.image_encoder
-        training, size = encoder.training, encoder.image_size
-        try:
-            with torch.no_grad():
-                encoder.eval()(torch.zeros(1, 3, size, size, device=self.device))
-        except (AssertionError, RuntimeError) as error:
-            raise CCRError(
-                f"the image encoder cannot take images of {size} px ({str(error).splitlines()[0]}): choose another "
-                "image_size."
-            ) from error
-        finally:
-            encoder.train(training)
-
-    def _check_pivot(self) -> None:
-        data, pivot = self._data, self.contrastive.pivot_language
-        always = data.languages if data.languages_per_step is None else data.required_languages
-        if self.contrastive.objective == "english_pivot" and pivot not in always:
-            raise CCRError(
-                f"english_pivot needs {pivot!r} in every batch: have it among the data's languages and pass "
-                f"--data.required_languages '[{pivot}]'."
-            )
-
-    def _freeze_unused(self) -> None:
-        """Freezes what only the losses that are off would train: ddp stops at parameters without a gradient."""
-        weights, retriever = self.loss_weights, self.retriever
-        unused: list[nn.Module | nn.Parameter] = []
-        if not weights["contrastive"]:
-            unused += [retriever.image_projection, retriever.text_projection, retriever.log_logit_scale]
-        if retriever.fusion is not None:
-            if not weights["matching"]:
-                unused.append(retriever.matching_head)
-            if not weights["masked_lm"]:
-                unused.append(retriever.masked_lm_head)
-            if not (weights["matching"] or weights["masked_lm"]):
-                unused.append(retriever.fusion)
-        for part in unused:
-            part.requires_grad_(False)
+            if self.contrastive.objective == "english_pivot":
+                check_pivot(self.contrastive.pivot_language, self._data)
+            freeze_unused(self.retriever, self.loss_weights)
 
     @property
     def _data(self) -> Any:
@@ -231,47 +172,18 @@ class RetrievalModule(LightningModule):
                 positive_language=self.positive_language,
             )
             draw = MatchingDraw(*(rows[: self.fusion_images] for rows in draw))  # the batch is in random order
-            n_languages = batch.caption_mask.shape[1]
-            positive_text = torch.arange(len(draw.language), device=self.device) * n_languages + draw.language
             if weights["matching"]:
-                losses["matching"] = self._matching_loss(batch, images, texts, draw, positive_text)
+                losses["matching"] = batch_matching_loss(self.retriever, batch, images, texts, draw)
             if weights["masked_lm"]:
-                losses["masked_lm"] = self._masked_lm_loss(batch, images, positive_text)
+                losses["masked_lm"] = batch_masked_lm_loss(
+                    self.retriever, batch, images, draw, self._data.tokenizer, self.mask_rate
+                )
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         logged = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(logged, batch_size=len(batch.images))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.images))
         self.log("train/temperature", self.retriever.temperature.detach(), batch_size=len(batch.images))
         return loss
-
-    def _matching_loss(
-        self, batch: Batch, images: Encoded, texts: Encoded, draw: MatchingDraw, positive_text: Tensor
-    ) -> Tensor:
-        rows = torch.cat([positive_text, positive_text, draw.negative_text])
-        own_states = images.states[: len(positive_text)]
-        image_states = torch.cat([own_states, images.states[draw.negative_image], own_states])
-        fused = self.retriever.fuse(
-            texts.states.flatten(0, 1)[rows], batch.attention_mask.flatten(0, 1)[rows], image_states
-        )
-        return distributed.global_mean(*matching_loss(self.retriever.match_logits(fused), draw.valid))
-
-    def _masked_lm_loss(self, batch: Batch, images: Encoded, positive_text: Tensor) -> Tensor:
-        tokenizer: CaptionTokenizer = self._data.tokenizer
-        input_ids = batch.input_ids.flatten(0, 1)[positive_text]
-        attention_mask = batch.attention_mask.flatten(0, 1)[positive_text]
-        special = torch.tensor(tokenizer.special_token_ids, device=input_ids.device)
-        masked = mask_tokens(
-            input_ids,
-            attention_mask & ~torch.isin(input_ids, special),
-            mask_token_id=tokenizer.mask_token_id,
-            vocab_size=tokenizer.vocab_size,
-            rate=self.mask_rate,
-        )
-        states = self.retriever.encode_text(masked.input_ids, attention_mask).states
-        fused = self.retriever.fuse(states, attention_mask, images.states[: len(positive_text)])
-        hidden = masked.targets >= 0
-        logits = self.retriever.masked_lm_logits(fused[hidden])
-        return distributed.global_mean(*masked_lm_loss(logits, masked.targets[hidden]))
 
     def configure_optimizers(self) -> Any:
         """AdamW with the paper's parameter groups, linear warm-up and decay over the whole training."""

@@ -1,13 +1,15 @@
-"""AdamW's parameter groups and the learning-rate schedule of the paper."""
+"""What is trained and how fast: frozen parts, AdamW's parameter groups, the learning-rate schedule of the paper."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from ccr_lightning.models.retriever import Retriever
 
 
 def parameter_groups(
@@ -42,6 +44,27 @@ def parameter_groups(
         {"params": parameters, "lr": group_lr, "weight_decay": decay}
         for (group_lr, decay), parameters in groups.items()
     ]
+
+
+def freeze_unused(retriever: Retriever, loss_weights: Mapping[str, float]) -> None:
+    """Freezes what only the losses of weight 0 would train: ddp stops at parameters without a gradient.
+
+    Args:
+        retriever: The model, changed in place.
+        loss_weights: Weights of ``contrastive``, ``matching`` and ``masked_lm``.
+    """
+    unused: list[nn.Module | nn.Parameter] = []
+    if not loss_weights["contrastive"]:
+        unused += [retriever.image_projection, retriever.text_projection, retriever.log_logit_scale]
+    if retriever.fusion is not None:
+        if not loss_weights["matching"]:
+            unused.append(retriever.matching_head)
+        if not loss_weights["masked_lm"]:
+            unused.append(retriever.masked_lm_head)
+        if not (loss_weights["matching"] or loss_weights["masked_lm"]):
+            unused.append(retriever.fusion)
+    for part in unused:
+        part.requires_grad_(False)
 
 
 def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_fraction: float) -> LambdaLR:

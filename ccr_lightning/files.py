@@ -1,0 +1,52 @@
+"""Files that are whole or as they were before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from ccr_lightning.errors import CCRError
+
+
+@contextmanager
+def atomic_write(path: Path, what: str, advice: str = "free some space or choose another place") -> Iterator[IO[bytes]]:
+    """Opens a file to write; when the block ends it is synced to disk and takes the place of ``path`` at once.
+
+    Whatever stops the block, a crash or a full disk included, leaves ``path`` as it was before.
+
+    Args:
+        path: The file; its folder is made if need be.
+        what: What is written, for the message ("the results").
+        advice: What to do if it cannot be written, for the message.
+
+    Yields:
+        The open binary file.
+
+    Raises:
+        CCRError: If the file cannot be written; it names the cause.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "new" / "a.txt"
+        ...     with atomic_write(path, "the example") as file:
+        ...         _ = file.write(b"whole")
+        ...     path.read_text(), len(list(path.parent.iterdir()))
+        ('whole', 1)
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CCRError(f"{path}: {what} could not be written ({error}); {advice}.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

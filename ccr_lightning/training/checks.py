@@ -1,0 +1,52 @@
+"""What has to fit together before a run starts; whatever does not is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ccr_lightning.errors import CCRError
+from ccr_lightning.models.retriever import Retriever
+
+if TYPE_CHECKING:
+    from ccr_lightning.data.datamodule import CaptionDataModule
+
+
+def check_fit_together(retriever: Retriever, data: CaptionDataModule, mrv_languages: Sequence[str] | None) -> None:
+    """Checks that the model can read what the tokeniser writes, and that MRV is asked for over languages of the data.
+
+    Raises:
+        CCRError: If not.
+    """
+    tokenizer, text_encoder = data.tokenizer, retriever.text_encoder
+    if tokenizer.vocab_size > text_encoder.vocab_size:
+        raise CCRError(
+            f"the tokeniser has {tokenizer.vocab_size} tokens but the text encoder only {text_encoder.vocab_size}: set "
+            "model.retriever's text_encoder.vocab_size to at least the tokeniser's size."
+        )
+    if tokenizer.max_tokens > text_encoder.max_positions:
+        raise CCRError(
+            f"the tokeniser allows captions of {tokenizer.max_tokens} tokens but the text encoder has only "
+            f"{text_encoder.max_positions} positions: lower the tokeniser's max_tokens or raise the text encoder's "
+            "max_positions."
+        )
+    unknown = [language for language in mrv_languages or () if language not in data.languages]
+    if unknown:
+        raise CCRError(
+            f"model.mrv_languages names {unknown[0]!r}, which is not among the data's languages "
+            f"{', '.join(data.languages)}: remove it."
+        )
+
+
+def check_pivot(pivot: str, data: CaptionDataModule) -> None:
+    """Checks that every batch has captions in the pivot language.
+
+    Raises:
+        CCRError: If not.
+    """
+    always = data.languages if data.languages_per_step is None else data.required_languages
+    if pivot not in always:
+        raise CCRError(
+            f"english_pivot needs {pivot!r} in every batch: have it among the data's languages and pass "
+            f"--data.required_languages '[{pivot}]'."
+        )

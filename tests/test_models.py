@@ -15,7 +15,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.models.fusion import FusionEncoder, MaskedLMHead, MatchingHead
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
-from ccr_lightning.models.transformer import Attention, CrossTransformerLayer, FeedForward, Packing
+from ccr_lightning.models.transformer import Attention, CrossTransformerLayer, FeedForward, KeysValues, Packing
 from ccr_lightning.models.vision import ImageEncoder
 
 SWIN = "swin_base_patch4_window7_224"
@@ -120,11 +120,11 @@ def test_cross_layer_is_torch_decoder_layer() -> None:
     _copy(reference.norm3, layer.feed_forward.norm)
 
     torch.manual_seed(3)
-    hidden, context = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
+    states, context = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
     _, attention_mask = _captions()
-    expected = reference(hidden, context, tgt_key_padding_mask=~attention_mask)
+    expected = reference(states, context, tgt_key_padding_mask=~attention_mask)
     packing = Packing(attention_mask)
-    fused = layer(packing.pack(hidden), packing, layer.cross_attention.keys_values(context))
+    fused = layer(packing.pack(states), packing, layer.cross_attention.keys_values(context))
     _same(fused, expected[attention_mask])
 
 
@@ -138,23 +138,25 @@ def test_attention_to_a_context_of_another_width_is_torch_multihead_attention() 
     _copy(reference.out_proj, attention.output)
 
     torch.manual_seed(3)
-    hidden, context = torch.randn(3, 7, 16), torch.randn(3, 5, 6)
-    expected = F.layer_norm(hidden + reference(hidden, context, context)[0], (16,))
+    states, context = torch.randn(3, 7, 16), torch.randn(3, 5, 6)
+    expected = F.layer_norm(states + reference(states, context, context)[0], (16,))
     packing = Packing(torch.ones(3, 7, dtype=torch.bool))
-    _same(packing.pad(attention(packing.pack(hidden), packing, attention.keys_values(context))), expected)
+    _same(packing.pad(attention(packing.pack(states), packing, attention.keys_values(context))), expected)
 
 
-def test_kept_keys_and_values_of_one_image_serve_many_captions() -> None:
+def test_kept_keys_and_values_serve_many_captions() -> None:
     fusion = _randomise(FusionEncoder(16, layers=2, heads=2, feed_forward_size=32, image_width=6))
     torch.manual_seed(3)
-    text_states, image_states = torch.randn(3, 7, 16), torch.randn(1, 5, 6)
+    text_states, image_states, rows = torch.randn(3, 7, 16), torch.randn(2, 5, 6), [1, 0, 1]
     _, attention_mask = _captions()
-    expected = fusion(text_states, attention_mask, torch.cat([image_states] * 3))
-    _same(fusion.attend(text_states, attention_mask, fusion.keys_values(image_states)), expected, 1e-6)
+    expected = fusion(text_states, attention_mask, image_states[rows])
+    kept = [KeysValues(of.keys[rows], of.values[rows]) for of in fusion.keys_values(image_states)]
+    _same(fusion.attend(text_states, attention_mask, kept), expected, 1e-6)
     pair_by_pair = [
-        fusion(text_states[i : i + 1], attention_mask[i : i + 1], image_states)[0, : int(attention_mask[i].sum())]
-        for i in range(3)
+        fusion(text_states[i : i + 1], attention_mask[i : i + 1], image_states[row : row + 1])[0]
+        for i, row in enumerate(rows)
     ]
+    pair_by_pair = [alone[: int(mask.sum())] for alone, mask in zip(pair_by_pair, attention_mask, strict=True)]
     for i, alone in enumerate(pair_by_pair):
         _same(expected[i, : len(alone)], alone)
 
@@ -204,20 +206,20 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_embeddings_and_the_output_of_each_part_are_dropped() -> None:
     assert not _text(layers=0, dropout=1.0)(*_captions()).any()
-    hidden = torch.randn(12, 16)
-    only_residual = F.layer_norm(hidden, (16,))
+    states = torch.randn(12, 16)
+    only_residual = F.layer_norm(states, (16,))
     attention = Attention(16, heads=2, dropout=1.0)
-    _same(attention.attend_self(hidden, Packing(torch.ones(3, 4, dtype=torch.bool))), only_residual)
-    _same(FeedForward(16, 32, dropout=1.0)(hidden), only_residual)
+    _same(attention.attend_self(states, Packing(torch.ones(3, 4, dtype=torch.bool))), only_residual)
+    _same(FeedForward(16, 32, dropout=1.0)(states), only_residual)
 
 
 def test_attention_weights_are_dropped_in_training() -> None:
     attention = Attention(16, heads=2, dropout=0.5)
     nn.init.zeros_(attention.query.weight)  # every token looks everywhere alike ...
     attention.dropout.forward = lambda states: states  # ... and the output is not dropped
-    hidden, packing = torch.randn(6, 16), Packing(torch.ones(1, 6, dtype=torch.bool))
+    states, packing = torch.randn(6, 16), Packing(torch.ones(1, 6, dtype=torch.bool))
     torch.manual_seed(0)
-    assert not torch.equal(attention.attend_self(hidden, packing), attention.attend_self(hidden, packing))
+    assert not torch.equal(attention.attend_self(states, packing), attention.attend_self(states, packing))
 
 
 def test_initial_parameters() -> None:
@@ -229,7 +231,7 @@ def test_initial_parameters() -> None:
             assert not parameter.any()
         else:
             assert 0.018 < float(parameter.detach().std()) < 0.022, name
-    assert not encoder.word_embeddings.weight[1].any()
+    assert encoder.word_embeddings.weight.any(1).all()
 
 
 @pytest.mark.parametrize(
@@ -249,8 +251,46 @@ def test_captions_that_do_not_fit(ids: Tensor, mask: Tensor, message: str) -> No
 def test_text_sizes_that_do_not_fit() -> None:
     with pytest.raises(CCRError, match="hidden_size=16 cannot be split into 3 heads"):
         _text(heads=3)
-    with pytest.raises(CCRError, match="pad_token_id=40 is not in a vocabulary of 40"):
-        _text(pad_token_id=40)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", 0),
+        ("layers", -1),
+        ("heads", 0),
+        ("heads", -2),
+        ("feed_forward_size", -1),
+        ("dropout", 2.0),
+        ("dropout", -0.1),
+        ("dropout", math.nan),
+    ],
+)
+def test_settings_out_of_range(name: str, value: float) -> None:
+    fusion: dict[str, float] = {"hidden_size": 16, "layers": 1, "heads": 2, "feed_forward_size": 32, "image_width": 6}
+    for build in (_text, lambda **setting: FusionEncoder(**(fusion | setting))):
+        with pytest.raises(CCRError, match=rf"^{name}={value} is out of range: choose "):
+            build(**{name: value})
+
+
+def test_more_settings_out_of_range() -> None:
+    with pytest.raises(CCRError, match="vocab_size=0 is out of range"):
+        TextEncoder(vocab_size=0)
+    with pytest.raises(CCRError, match="max_positions=0 is out of range"):
+        _text(max_positions=0)
+    with pytest.raises(CCRError, match="image_width=-1 is out of range"):
+        FusionEncoder(16, layers=1, heads=2, feed_forward_size=32, image_width=-1)
+    with pytest.raises(CCRError, match="embed_dim=-1 is out of range"):
+        Retriever(_swin(), _text(), embed_dim=-1)
+
+
+def test_every_token_learns() -> None:
+    encoder = _text()
+    input_ids, attention_mask = torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.bool)
+    weights = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(4))
+    (encoder(input_ids, attention_mask) * weights).sum().backward()
+    assert encoder.word_embeddings.weight.grad is not None
+    assert encoder.word_embeddings.weight.grad[:12].any(1).all()
 
 
 @pytest.mark.parametrize(

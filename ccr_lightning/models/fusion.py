@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccr_lightning.models.transformer import CrossTransformerLayer, KeysValues, Packing, init_parameters
+from ccr_lightning.models.transformer import CrossTransformerLayer, KeysValues, Packing, check_sizes, init_parameters
 
 
 class FusionEncoder(nn.Module):
@@ -31,14 +31,15 @@ class FusionEncoder(nn.Module):
         image_width: Width of the image states.
 
     Raises:
-        CCRError: If ``heads`` does not divide ``hidden_size``.
+        CCRError: If ``heads`` does not divide ``hidden_size``, or a setting is out of range.
 
     Example:
         >>> fusion = FusionEncoder(8, layers=1, heads=2, feed_forward_size=32, image_width=6).eval()
         >>> text_states, mask = torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
-        >>> image_states = torch.randn(1, 5, 6)
-        >>> fused = fusion(text_states, mask, image_states.expand(3, -1, -1))
+        >>> image_states, rows = torch.randn(2, 5, 6), [0, 0, 1]
+        >>> fused = fusion(text_states, mask, image_states[rows])
         >>> kept = fusion.keys_values(image_states)  # once per image, whatever the number of captions
+        >>> kept = [KeysValues(of.keys[rows], of.values[rows]) for of in kept]
         >>> torch.testing.assert_close(fusion.attend(text_states, mask, kept), fused)
     """
 
@@ -52,6 +53,7 @@ class FusionEncoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_sizes(layers=layers, image_width=image_width)
         self.width = hidden_size
         self.image_width = image_width
         self.layers = nn.ModuleList(
@@ -65,7 +67,7 @@ class FusionEncoder(nn.Module):
         return [layer.cross_attention.keys_values(image_states) for layer in layers]
 
     def attend(self, text_states: Tensor, attention_mask: Tensor, image: Sequence[KeysValues]) -> Tensor:
-        """Fuses captions with the :meth:`keys_values` of N images, or of one for all captions; else as the call."""
+        """Fuses captions with the :meth:`keys_values` of N images, pair by pair; else as the call."""
         packing = Packing(attention_mask)
         fused = packing.pack(text_states)
         for layer, keys_values in zip(self.layers, image, strict=True):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ccr_lightning.errors import CCRError
 from ccr_lightning.models.fusion import FusionEncoder, MaskedLMHead, MatchingHead
 from ccr_lightning.models.text import TextEncoder
-from ccr_lightning.models.transformer import init_parameters
+from ccr_lightning.models.transformer import check_sizes, init_parameters
 from ccr_lightning.models.vision import ImageEncoder
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
@@ -47,7 +47,7 @@ class Retriever(nn.Module):
         log_logit_scale: The stored parameter, the logarithm of 1 / temperature.
 
     Raises:
-        CCRError: If the encoders' widths are not those that ``fusion`` expects, or the temperature is out of range.
+        CCRError: If the encoders' widths are not those that ``fusion`` expects, or a setting is out of range.
 
     Example:
         >>> retriever = Retriever(
@@ -79,6 +79,7 @@ class Retriever(nn.Module):
             raise CCRError(
                 f"temperature={temperature} is out of range: choose from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}."
             )
+        check_sizes(embed_dim=embed_dim)
         width = text_encoder.width
         if fusion is not None and (fusion.width, fusion.image_width) != (width, image_encoder.width):
             raise CCRError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.models.transformer import Packing, TransformerLayer, init_parameters
+from ccr_lightning.models.transformer import Packing, TransformerLayer, check_dropout, check_sizes, init_parameters
 
 
 class TextEncoder(nn.Module):
@@ -23,7 +23,6 @@ class TextEncoder(nn.Module):
         feed_forward_size: Width inside the feed-forward part.
         max_positions: Most tokens of a caption.
         dropout: Probability, for embeddings, attention weights and the output of each part of a layer.
-        pad_token_id: Token whose embedding is zero at first; only the tied masked-LM head moves it.
 
     Attributes:
         width: ``hidden_size``.
@@ -31,7 +30,7 @@ class TextEncoder(nn.Module):
         max_positions: Most tokens of a caption.
 
     Raises:
-        CCRError: If ``heads`` does not divide ``hidden_size`` or ``pad_token_id`` is not in the vocabulary.
+        CCRError: If ``heads`` does not divide ``hidden_size``, or a setting is out of range.
 
     Example:
         >>> import torch
@@ -49,15 +48,16 @@ class TextEncoder(nn.Module):
         feed_forward_size: int = 512,
         max_positions: int = 64,
         dropout: float = 0.1,
-        pad_token_id: int = 1,
     ) -> None:
         super().__init__()
-        if not 0 <= pad_token_id < vocab_size:
-            raise CCRError(f"pad_token_id={pad_token_id} is not in a vocabulary of {vocab_size}: pass the tokenizer's.")
+        check_sizes(vocab_size=vocab_size, hidden_size=hidden_size, max_positions=max_positions)
+        check_dropout(dropout)
+        if layers < 0:
+            raise CCRError(f"layers={layers} is out of range: choose 0 or more.")
         self.width = hidden_size
         self.vocab_size = vocab_size
         self.max_positions = max_positions
-        self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_token_id)
+        self.word_embeddings = nn.Embedding(vocab_size, hidden_size)
         self.position_embeddings = nn.Embedding(max_positions, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
         self.dropout = nn.Dropout(dropout)

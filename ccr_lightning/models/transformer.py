@@ -19,14 +19,38 @@ class KeysValues(NamedTuple):
 
 
 def init_parameters(module: nn.Module) -> None:
-    """Gives a module XLM-R's initial parameters (use with ``apply``): N(0, 0.02) weights, zero biases and padding."""
+    """Gives a module XLM-R's initial parameters (use with ``apply``): N(0, 0.02) weights, zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        with torch.no_grad():
-            module.weight[module.padding_idx].zero_()
+
+
+def check_sizes(**sizes: int) -> None:
+    """Checks settings that count something.
+
+    Raises:
+        CCRError: If one is below 1; it names the setting.
+
+    Example:
+        >>> check_sizes(hidden_size=128, heads=0)
+        Traceback (most recent call last):
+        ...
+        ccr_lightning.errors.CCRError: heads=0 is out of range: choose 1 or more.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise CCRError(f"{name}={size} is out of range: choose 1 or more.")
+
+
+def check_dropout(dropout: float) -> None:
+    """Checks a dropout probability.
+
+    Raises:
+        CCRError: If it is not in [0, 1].
+    """
+    if not 0 <= dropout <= 1:
+        raise CCRError(f"dropout={dropout} is out of range: choose a probability from 0 to 1.")
 
 
 class Packing:
@@ -77,28 +101,30 @@ class Packing:
 class Attention(nn.Module):
     """Multi-head attention, then dropout, residual connection and layer normalisation.
 
-    It is bidirectional. The keys and values come from the hidden states themselves (:meth:`attend_self`) or from other
-    tokens, which may have another width and whose :meth:`keys_values` can be computed once for many captions.
+    It is bidirectional. The keys and values come from the token states themselves (:meth:`attend_self`) or from other
+    tokens, which may have another width and whose :meth:`keys_values` can be kept.
 
     Args:
-        hidden_size: Width C of the hidden states.
+        hidden_size: Width C of the token states.
         heads: Number of heads H, a divisor of C.
         context_size: Width of the tokens that are looked at; C if absent.
         dropout: Probability, for the attention weights and for the output.
 
     Raises:
-        CCRError: If C is not a multiple of H.
+        CCRError: If C is not a multiple of H, or a setting is out of range.
 
     Example:
         >>> attention = Attention(8, heads=2, context_size=6)
-        >>> image = attention.keys_values(torch.randn(1, 5, 6))
+        >>> images = attention.keys_values(torch.randn(3, 5, 6))
         >>> packing = Packing(torch.ones(3, 4, dtype=torch.bool))
-        >>> attention(torch.randn(12, 8), packing, image).shape  # the 12 tokens of three captions look at one image
+        >>> attention(torch.randn(12, 8), packing, images).shape  # the 12 tokens of three captions, each at its image
         torch.Size([12, 8])
     """
 
     def __init__(self, hidden_size: int, heads: int, context_size: int | None = None, dropout: float = 0.1) -> None:
         super().__init__()
+        check_sizes(hidden_size=hidden_size, heads=heads)
+        check_dropout(dropout)
         if hidden_size % heads:
             raise CCRError(f"hidden_size={hidden_size} cannot be split into {heads} heads: choose a divisor of it.")
         self.heads = heads
@@ -116,40 +142,48 @@ class Attention(nn.Module):
         """Computes keys and values of the tokens that are looked at, (N, S, context_size)."""
         return KeysValues(self._split_heads(self.key(context)), self._split_heads(self.value(context)))
 
-    def attend_self(self, hidden: Tensor, packing: Packing) -> Tensor:
+    def attend_self(self, states: Tensor, packing: Packing) -> Tensor:
         """Lets each caption's tokens look at one another, (T, C) to (T, C)."""
-        keys, values = packing.pad(self.key(hidden)), packing.pad(self.value(hidden))
+        keys, values = packing.pad(self.key(states)), packing.pad(self.value(states))
         looked_at = KeysValues(self._split_heads(keys), self._split_heads(values))
-        attended: Tensor = self(hidden, packing, looked_at, packing.attendable)
+        attended: Tensor = self(states, packing, looked_at, packing.attendable)
         return attended
 
-    def forward(self, hidden: Tensor, packing: Packing, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """Attends, and adds the result to the hidden states.
+    def forward(self, states: Tensor, packing: Packing, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """Attends, and adds the result to the token states.
 
         Args:
-            hidden: (T, C), the tokens of N captions.
+            states: (T, C), the tokens of N captions.
             packing: Where they lie.
-            keys_values: Of N rows, or of a single one that all captions share.
+            keys_values: Of N rows.
             mask: Bool, broadcastable to (N, H, L, S), True where to look; absent: everywhere.
 
         Returns:
             (T, C).
         """
-        queries = self._split_heads(packing.pad(self.query(hidden)))
+        queries = self._split_heads(packing.pad(self.query(states)))
         attended = F.scaled_dot_product_attention(
             queries,
-            keys_values.keys.expand(len(queries), -1, -1, -1),
-            keys_values.values.expand(len(queries), -1, -1, -1),
+            keys_values.keys,
+            keys_values.values,
             mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         attended = packing.pack(attended.transpose(1, 2).flatten(2))
-        output: Tensor = self.norm(hidden + self.dropout(self.output(attended)))
+        output: Tensor = self.norm(states + self.dropout(self.output(attended)))
         return output
 
 
 class FeedForward(nn.Module):
     """Two linear layers with a GELU between them, then dropout, residual connection and layer normalisation.
+
+    Args:
+        hidden_size: Width C of the token states.
+        feed_forward_size: Width between the two linear layers.
+        dropout: Probability, for the output.
+
+    Raises:
+        CCRError: If a setting is out of range.
 
     Example:
         >>> FeedForward(8, feed_forward_size=32)(torch.randn(3, 8)).shape
@@ -158,14 +192,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, feed_forward_size: int, dropout: float = 0.1) -> None:
         super().__init__()
+        check_sizes(feed_forward_size=feed_forward_size)
+        check_dropout(dropout)
         self.intermediate = nn.Linear(hidden_size, feed_forward_size)
         self.output = nn.Linear(feed_forward_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         """Transforms each token, (..., C) to (..., C)."""
-        output: Tensor = self.norm(hidden + self.dropout(self.output(F.gelu(self.intermediate(hidden)))))
+        output: Tensor = self.norm(states + self.dropout(self.output(F.gelu(self.intermediate(states)))))
         return output
 
 
@@ -183,9 +219,9 @@ class TransformerLayer(nn.Module):
         self.attention = Attention(hidden_size, heads, dropout=dropout)
         self.feed_forward = FeedForward(hidden_size, feed_forward_size, dropout)
 
-    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+    def forward(self, states: Tensor, packing: Packing) -> Tensor:
         """Transforms the packed tokens of captions, (T, C) to (T, C)."""
-        output: Tensor = self.feed_forward(self.attention.attend_self(hidden, packing))
+        output: Tensor = self.feed_forward(self.attention.attend_self(states, packing))
         return output
 
 
@@ -207,8 +243,8 @@ class CrossTransformerLayer(nn.Module):
         self.cross_attention = Attention(hidden_size, heads, context_size, dropout)
         self.feed_forward = FeedForward(hidden_size, feed_forward_size, dropout)
 
-    def forward(self, hidden: Tensor, packing: Packing, context: KeysValues) -> Tensor:
+    def forward(self, states: Tensor, packing: Packing, context: KeysValues) -> Tensor:
         """Transforms the packed tokens of N captions, (T, C) to (T, C), with the keys and values of N contexts."""
-        hidden = self.attention.attend_self(hidden, packing)
-        output: Tensor = self.feed_forward(self.cross_attention(hidden, packing, context))
+        states = self.attention.attend_self(states, packing)
+        output: Tensor = self.feed_forward(self.cross_attention(states, packing, context))
         return output

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from ccr_lightning.errors import CCRError
 from ccr_lightning.models.fusion import FusionEncoder
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
-from ccr_lightning.training.optim import linear_warmup_decay, parameter_groups
+from ccr_lightning.training.optim import adamw, linear_warmup_decay, parameter_groups
 
 
 class Parts(nn.Module):
@@ -84,7 +85,8 @@ def test_groups_of_a_retriever(pretrained):
 
 def test_groups_are_what_adamw_takes():
     model = Parts()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.5), lr=7.0, weight_decay=7.0, fused=True)
+    optimizer = adamw(parameter_groups(model, 1e-3, 0.5), (0.9, 0.98), fused=True)
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.98)}
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -113,3 +115,30 @@ def test_schedule(total_steps, warmup_fraction, expected):
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4 * factor, 2e-4 * factor])
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr=-1.0 is out of range: choose 0 or more"),
+        ({"lr": float("nan")}, "lr=nan is out of range"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is out of range: choose 0 or more"),
+        ({"new_lr_scale": -2.0}, "new_lr_scale=-2.0 is out of range"),
+    ],
+)
+def test_bad_settings_of_groups(settings, message):
+    with pytest.raises(CCRError, match=message):
+        parameter_groups(Parts(), **{"lr": 1e-3, "weight_decay": 0.05, **settings})
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.98), (0.9, 2.0), (-0.1, 0.98)])
+def test_bad_betas(betas):
+    with pytest.raises(CCRError, match=r"betas=\(.+\) is out of range: choose two numbers from 0 to below 1"):
+        adamw(parameter_groups(Parts(), 1e-3, 0.05), betas)
+
+
+@pytest.mark.parametrize("warmup_fraction", [2.0, 1.0, -0.1])
+def test_bad_warmup(warmup_fraction):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(CCRError, match=f"warmup_fraction={warmup_fraction} is out of range"):
+        linear_warmup_decay(optimizer, 10, warmup_fraction)

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ccr_lightning.errors import CCRError
 from ccr_lightning.models.retriever import Retriever
 
 
@@ -27,13 +28,19 @@ def parameter_groups(
         new_lr_scale: Factor on ``lr`` for these.
 
     Returns:
-        At most four groups for ``torch.optim.AdamW``, every parameter in exactly one.
+        At most four groups for :func:`adamw`, every parameter in exactly one.
+
+    Raises:
+        CCRError: If a number is below 0.
 
     Example:
         >>> groups = parameter_groups(nn.Linear(2, 3), 1e-4, 0.01, new_parameters={"bias"})
         >>> [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups]
         [(0.0001, 0.01, 1), (0.0002, 0.0, 1)]
     """
+    for setting, value in {"lr": lr, "weight_decay": weight_decay, "new_lr_scale": new_lr_scale}.items():
+        if not value >= 0:  # not a number is out of range too
+            raise CCRError(f"{setting}={value} is out of range: choose 0 or more.")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -44,6 +51,26 @@ def parameter_groups(
         {"params": parameters, "lr": group_lr, "weight_decay": decay}
         for (group_lr, decay), parameters in groups.items()
     ]
+
+
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], *, fused: bool | None = None) -> AdamW:
+    """Returns AdamW for what :func:`parameter_groups` sorted.
+
+    Args:
+        groups: Parameters with their learning rate and weight decay.
+        betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
+        fused: torch's ``fused``.
+
+    Raises:
+        CCRError: If a beta is out of range.
+
+    Example:
+        >>> adamw(parameter_groups(nn.Linear(2, 3), 1e-4, 0.01), (0.9, 0.98)).param_groups[1]["weight_decay"]
+        0.0
+    """
+    if not all(0 <= beta < 1 for beta in betas):
+        raise CCRError(f"betas={tuple(betas)} is out of range: choose two numbers from 0 to below 1.")
+    return AdamW(groups, betas=betas, fused=fused)
 
 
 def freeze_unused(retriever: Retriever, loss_weights: Mapping[str, float]) -> None:
@@ -75,6 +102,9 @@ def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_fraction:
         total_steps: Number of optimiser steps of the whole training, at least 1.
         warmup_fraction: Share of them in [0, 1) that warms up.
 
+    Raises:
+        CCRError: If ``warmup_fraction`` is out of range.
+
     Example:
         >>> import torch
         >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -87,6 +117,8 @@ def linear_warmup_decay(optimizer: Optimizer, total_steps: int, warmup_fraction:
         >>> lrs
         [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
+    if not 0 <= warmup_fraction < 1:
+        raise CCRError(f"warmup_fraction={warmup_fraction} is out of range: choose a share from 0 to below 1.")
     warmup = int(total_steps * warmup_fraction)
 
     def factor(step: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
 from ccr_lightning.models.retriever import Retriever
 
@@ -12,13 +13,15 @@ if TYPE_CHECKING:
     from ccr_lightning.data.datamodule import CaptionDataModule
 
 
-def check_fit_together(retriever: Retriever, data: CaptionDataModule, mrv_languages: Sequence[str] | None) -> None:
-    """Checks that the model can read what the tokeniser writes, and that MRV is asked for over languages of the data.
+def check_tokenizer(retriever: Retriever, tokenizer: CaptionTokenizer) -> None:
+    """Checks that the model can read what the tokeniser writes.
+
+    This loads a tokeniser that has only a name so far; call it once a checkpoint's tokeniser has taken its place.
 
     Raises:
-        CCRError: If not.
+        CCRError: If it cannot.
     """
-    tokenizer, text_encoder = data.tokenizer, retriever.text_encoder
+    text_encoder = retriever.text_encoder
     if tokenizer.vocab_size > text_encoder.vocab_size:
         raise CCRError(
             f"the tokeniser has {tokenizer.vocab_size} tokens but the text encoder only {text_encoder.vocab_size}: set "
@@ -30,6 +33,14 @@ def check_fit_together(retriever: Retriever, data: CaptionDataModule, mrv_langua
             f"{text_encoder.max_positions} positions: lower the tokeniser's max_tokens or raise the text encoder's "
             "max_positions."
         )
+
+
+def check_fit_together(retriever: Retriever, data: CaptionDataModule, mrv_languages: Sequence[str] | None) -> None:
+    """Checks that MRV is asked for over languages of the data.
+
+    Raises:
+        CCRError: If not.
+    """
     unknown = [language for language in mrv_languages or () if language not in data.languages]
     if unknown:
         raise CCRError(

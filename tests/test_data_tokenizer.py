@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertTokenizerFast
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
@@ -50,9 +51,10 @@ def test_special_tokens_and_layout(trained):
 
 
 @pytest.mark.parametrize("text", ["a red apple on plate 7", "ein roter Apfel", "皿7の上の赤いりんご"])
-def test_decode_gives_the_text_back(trained, text):
+def test_the_ids_are_those_of_the_text(trained, text):
     tokenizer = CaptionTokenizer.from_dict({**trained.to_dict(), "max_tokens": 40})
-    assert tokenizer.decode(tokenizer.encode([text])[0][0]) == text
+    ids = tokenizer.encode([text])[0][0].tolist()
+    assert Tokenizer.from_str(trained.to_dict()["tokenizer"]).decode(ids) == text
 
 
 def test_normalisation(trained):
@@ -96,8 +98,28 @@ def test_a_checkpoint_carries_it(trained):
         CaptionTokenizer.from_dict({**trained.to_dict(), "tokenizer": "{"})
 
 
-def test_save_and_load_with_transformers(trained, tmp_path):
-    trained.save(tmp_path)
+def test_special_tokens_in_a_caption_are_plain_text(trained, tmp_path):
+    captions = ["a <mask> red <pad> </s>", "<mask>", "＜mask＞ red", "<s>red</s><unk>", "[MASK] red [SEP] [PAD]"]
+    BertTokenizerFast(
+        vocab={word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red"])}
+    ).save_pretrained(tmp_path / "bert")
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), ("▁a", -2.0), ("▁red", -2.0)]
+    XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)]).save_pretrained(tmp_path / "xlm-r")  # scored as in XLM-R
+    loaded = [CaptionTokenizer(str(tmp_path / name)) for name in ("bert", "xlm-r")]
+    for tokenizer in (trained, *loaded, *(CaptionTokenizer.from_dict(each.to_dict()) for each in loaded)):
+        input_ids, mask = tokenizer.encode(captions)
+        plain, _ = tokenizer.encode(["red"])
+        unknown = tokenizer._tokenizer.unk_token_id
+        for ids in (row[real].tolist() for row, real in zip(input_ids, mask, strict=True)):
+            assert (ids[0], ids[-1]) == (plain[0, 0], plain[0, -1])
+            assert not set(ids[1:-1]) & (set(tokenizer.special_token_ids) - {unknown})
+
+
+def test_transformers_reads_and_writes_the_same(trained, tmp_path):
+    state = trained.to_dict()
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(state["tokenizer"]), **state["roles"]).save_pretrained(
+        tmp_path
+    )
     expected, mask = trained.encode(CAPTIONS)
     by_path = CaptionTokenizer(str(tmp_path), max_tokens=12)
     assert by_path.is_ready

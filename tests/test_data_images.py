@@ -34,6 +34,18 @@ def test_transparent_parts_are_white():
         assert np.asarray(open_image(encoded, "x")).tolist() == [[[200, 0, 0], [255, 255, 255], [204, 204, 204]]]
 
 
+@pytest.mark.parametrize("lowest", [0, 254, 255])
+def test_alpha_is_blended_with_white(lowest):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    pixels[..., 3] = np.random.default_rng(1).integers(lowest, 256, (30, 40))
+    alpha = pixels[..., 3:] / 255
+    expected = np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha))
+    found = np.asarray(open_image(encode(Image.fromarray(pixels)), "x"))
+    if lowest == 255:
+        assert np.array_equal(found, pixels[..., :3])
+    assert np.abs(found - expected).max() <= 1
+
+
 def test_palette_with_transparency_and_grey_with_alpha():
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])

@@ -75,10 +75,11 @@ def open_image(source: Path | bytes, where: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        upon_white = Image.new("RGB", image.size, "white")
         image = image.convert("RGBA")
-        upon_white.paste(image, mask=image)
-        return upon_white
+        if image.getchannel("A").getextrema() != (255, 255):
+            upon_white = Image.new("RGB", image.size, "white")
+            upon_white.paste(image, mask=image)
+            return upon_white
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8 instead of scaling
         image = image.convert("F").point(lambda level: level / 257).convert("L")
     return image.convert("RGB")

@@ -108,6 +108,9 @@ def test_gzip_byte_order_mark_and_windows_line_ends(folder):
         ({**GOOD, "image_id": "m", "image": "C:/a.jpg"}, "is absolute"),
         ({**GOOD, "image_id": "m", "image": "../images/a.jpg"}, "has '..'"),
         ({**GOOD, "image_id": "m", "image": "secret.jpg"}, "link out of"),
+        ({**GOOD, "image_id": "m", "image": "loop.jpg"}, "loop.jpg' cannot be reached"),
+        ({**GOOD, "image_id": "m", "image": f"{'a' * 300}.jpg"}, "aaa.jpg' cannot be reached (File name too long)"),
+        ({**GOOD, "image_id": "m", "image": "a\0.jpg"}, r"'a\x00.jpg' cannot be reached"),
         ('{"image": "a.jpg", "captions": {"en": "\udcff"}}', "not UTF-8"),
         ('{"image": "a.jpg", "captions": {"en": "\\ud83d"}}', "not UTF-8"),
     ],
@@ -115,6 +118,7 @@ def test_gzip_byte_order_mark_and_windows_line_ends(folder):
 def test_bad_lines(source, folder, line, message):
     (folder / "secret.txt").write_text("not below the image root")
     os.symlink(folder / "secret.txt", folder / "images" / "secret.jpg")
+    os.symlink("loop.jpg", folder / "images" / "loop.jpg")
     data = source(GOOD, line, languages=["en"])
     if message is None:
         assert len(list(data.records("train"))) == 2
@@ -153,7 +157,9 @@ def test_missing_files_splits_and_languages(source, folder):
     with pytest.raises(CCRError, match="no split 'val', only train"):
         list(source(GOOD).records("val"))
     with pytest.raises(CCRError, match="the captions of split 'train' are not there"):
-        JsonLines({"train": str(folder / "no.jsonl")}, image_root=str(folder)).fingerprint()
+        JsonLines({"train": str(folder / "no.jsonl")}, image_root=str(folder)).fingerprint("train")
+    with pytest.raises(CCRError, match="the captions of split 'train' are not there"):
+        JsonLines({"train": "a" * 300}, image_root=str(folder)).fingerprint("train")
     with pytest.raises(CCRError, match=r"train.jsonl: no line has a caption in fr, zh"):
         list(source(GOOD, languages=["en", "zh", "fr"]).records("train"))
     with pytest.raises(CCRError, match="no files"):
@@ -164,10 +170,28 @@ def test_missing_files_splits_and_languages(source, folder):
 
 def test_fingerprint(source, folder):
     data = source(GOOD)
-    before = data.fingerprint()
+    before = data.fingerprint("train")
     assert data.languages == ("en", "de")
-    assert data.fingerprint() == before  # reading the files does not change it
-    assert source(GOOD, languages=["en"]).fingerprint() != before
+    assert data.fingerprint("train") == before  # reading the files does not change it
+    assert source(GOOD, languages=["en"]).fingerprint("train") != before
     with (folder / "train.jsonl").open("a") as file:
         file.write(json.dumps({"image": "b.jpg", "captions": {"en": "More."}}) + "\n")
-    assert data.fingerprint() != before
+    assert data.fingerprint("train") != before
+
+
+def test_a_split_needs_only_its_own_file(source, folder):
+    (folder / "test.jsonl").write_text(json.dumps({"image": "b.jpg", "captions": {"ja": "犬。", "en": "A dog."}}))
+    data = source(GOOD)
+    both = JsonLines({**data.files, "test": str(folder / "test.jsonl")}, data.image_root)
+    before = both.fingerprint("test")
+    assert both.languages == ("en", "de", "ja")
+    os.utime(folder / "train.jsonl", (1, 1))
+    assert both.fingerprint("test") == before
+    (folder / "train.jsonl").unlink()
+    alone = JsonLines({**data.files, "test": str(folder / "test.jsonl")}, data.image_root)
+    assert alone.fingerprint("test") == before
+    assert alone.languages == ("ja", "en")
+    assert [record.image_id for record in alone.records("test")] == ["b.jpg"]
+    (folder / "test.jsonl").unlink()
+    with pytest.raises(CCRError, match="the captions of split 'train' are not there"):
+        JsonLines(data.files, data.image_root).languages  # noqa: B018

@@ -136,9 +136,9 @@ def test_settings(composition):
     assert list(record.captions) == ["ja", "en"]
     assert Image.open(io.BytesIO(record.image)).size == (16, 16)
     assert record.image_id == composition["val"][0].image_id  # the split does not depend on the size
-    assert source.fingerprint() == OpenMoji(languages=["ja", "en"], image_size=16).fingerprint()
+    assert source.fingerprint("val") == OpenMoji(languages=["ja", "en"], image_size=16).fingerprint("val")
     others = [OpenMoji(), OpenMoji("family"), OpenMoji(languages=["en", "ja"], image_size=16)]
-    assert len({source.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+    assert len({source.fingerprint("val"), *(other.fingerprint("val") for other in others)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_missing_package_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(openmoji, "version", version)
     with pytest.raises(CCRError, match=r"pip install 'ccr-lightning\[demo\]'"):
-        OpenMoji().fingerprint()
+        OpenMoji().fingerprint("train")

@@ -26,7 +26,7 @@ class OneImage:
     def __init__(self, image, then=lambda: None):
         self.image, self.then = image, then
 
-    def fingerprint(self):
+    def fingerprint(self, split):
         return "0"
 
     def records(self, split):
@@ -45,7 +45,7 @@ def test_round_trip(built):
         assert store.captions(row) == {language: list(texts) for language, texts in record.captions.items()}
         assert store.where(row) == record.where
     assert store.caption_counts() == {"en": 5, "de": 5, "ja": 5}
-    assert store.manifest["fingerprint"] == source.fingerprint()
+    assert store.manifest["fingerprint"] == source.fingerprint("train")
     assert [path.name for path in folder.parent.iterdir()] == ["store"]
 
 
@@ -61,6 +61,26 @@ def test_missing_captions_are_absent_languages(tmp_path, tiny_jsonl):
     store = open_store(tmp_path / "store")
     assert [store.captions(0), store.captions(1)] == [{"en": ["A.", "B."]}, {"zh": ["图"], "cs": ["ú\u2028"]}]
     assert store.caption_counts() == {"en": 2, "zh": 1, "cs": 1}
+    assert store.rows_with_caption(["cs", "de"]).tolist() == [1]
+    assert store.rows_with_caption(["zh", "cs", "en"]).tolist() == [0, 1]
+    assert store.rows_with_caption(["de"]).tolist() == []
+
+
+def test_rows_with_a_caption_are_numbered_through_the_file(tmp_path, tiny_jsonl):
+    path = Path(tiny_jsonl(train=1)["image_root"]) / "pictures" / "0.png"
+    counts = [number % 3 for number in range(250)]  # more rows than the file has in one piece
+
+    class Many(OneImage):
+        def records(self, split):
+            for number, count in enumerate(counts):
+                captions = {language: ("A.", "B.") for language in ("en", "de", "ja")[: count + 1]}
+                yield ImageCaptions(str(number), path, captions, f"here:{number}")
+
+    build_store(Many(path), "train", tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    for language, least in (("en", 0), ("de", 1), ("ja", 2)):
+        expected = [number for number, count in enumerate(counts) if count >= least]
+        assert store.rows_with_caption([language]).tolist() == expected
 
 
 def test_it_is_built_once(built):
@@ -84,6 +104,20 @@ def test_a_failed_build_leaves_nothing(tmp_path, image):
     with pytest.raises(CCRError, match="here:1: "):
         build_store(OneImage(image), "train", tmp_path / "cache" / "store")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_file_that_the_source_cannot_read_is_not_blamed_on_the_store(built, tmp_path):
+    source, folder = built
+
+    def fail():
+        raise OSError(5, "Input/output error", "captions.csv")
+
+    picture = next(source.records("train")).image
+    with pytest.raises(
+        CCRError, match=r"^the split 'train' of one cannot be read \(.*captions.csv'\); check its files"
+    ):
+        build_store(OneImage(picture, then=fail), "train", folder.parent / "again")
+    assert [path.name for path in folder.parent.iterdir()] == ["store"]
 
 
 @pytest.mark.parametrize("full_at", [100, 1500])

@@ -8,13 +8,16 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ccr_lightning.data.images import open_image, read_image
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
+from ccr_lightning.types import ImageCaptions
 
 _FORMAT = 1
 _ARROW, _MANIFEST = "data.arrow", "manifest.json"
@@ -58,6 +61,16 @@ class Store:
         """Return where the record came from, for error messages."""
         text: str = self._where[row].as_py()
         return text
+
+    def rows_with_caption(self, languages: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the rows that have a caption in any of the languages, ascending."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        rows = pc.list_parent_indices(self._captions)  # of each row's languages, in one go: a loop takes minutes
+        names = pc.struct_field(pc.list_flatten(self._captions), "language")
+        chosen = pc.filter(rows, pc.is_in(names, value_set=pa.array(languages, pa.string())))
+        return np.unique(chosen.to_numpy())
 
     def caption_counts(self) -> dict[str, int]:
         """Return the number of captions by language, without those that have none."""
@@ -121,7 +134,7 @@ def build_store(source: Source, split: str, folder: str | Path) -> None:
             "format": _FORMAT,
             "source": source.name,
             "split": split,
-            "fingerprint": source.fingerprint(),
+            "fingerprint": source.fingerprint(split),
             "images": images,
             "captions": dict(captions),
         }
@@ -191,9 +204,16 @@ def _rows(source: Source, split: str) -> Iterator[dict[str, Any]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"preparing {source.name}/{split}", total=None)
-        for record in source.records(split):
+        for record in _records(source, split):
             entries = [{"language": name, "texts": list(texts)} for name, texts in record.captions.items()]
             image = read_image(record.image, record.where)
             open_image(image, record.where)  # a damaged picture stops the preparation, not the fifth hour of a run
             yield {"image_id": record.image_id, "image": image, "captions": entries, "where": record.where}
             progress.advance(task)
+
+
+def _records(source: Source, split: str) -> Iterator[ImageCaptions]:
+    try:
+        yield from source.records(split)
+    except OSError as error:  # the source's, and not to be taken for one of writing the store
+        raise CCRError(f"the split {split!r} of {source.name} cannot be read ({error}); check its files.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -30,8 +31,8 @@ class JsonLines:
     Args:
         files: Split (``train``, ``val``, ``test``) to file.
         image_root: Folder of the images.
-        languages: Languages to yield, in the order of the K axis; without them all that occur in any of the files, in
-            the order of their first appearance (this reads the files once more).
+        languages: Languages to yield, in the order of the K axis; without them all that occur in the files that are
+            there, in the order of their first appearance (this reads the files once more).
         parallel: Whether the captions of an image say the same in all languages; without it a rank variance over
             languages is undefined.
         name: Name for folders, logs and tables.
@@ -78,16 +79,16 @@ class JsonLines:
     def languages(self) -> tuple[str, ...]:
         """Languages of the captions, in the order of the K axis."""
         if self._languages is None:
-            lines = (line for split in self.files for line in self._lines(split))
+            there = [split for split, path in self.files.items() if os.path.isfile(path)]
+            lines = (line for split in there or self.files for line in self._lines(split))
             self._languages = tuple(dict.fromkeys(language for line in lines for language in line.captions))
         return self._languages
 
-    def fingerprint(self) -> str:
-        """Return a short hash of the settings and of each file's path, size and time of change; images are not read."""
-        parts: list[object] = [self._asked, self.parallel, Path(self.image_root).absolute()]
-        for split in self.files:
-            path = self._path(split)
-            parts += [split, path.absolute(), path.stat().st_size, path.stat().st_mtime_ns]
+    def fingerprint(self, split: str) -> str:
+        """Return a short hash of the settings and of the file's path, size and time of change; images are not read."""
+        path = self._path(split)
+        parts = [self._asked, Path(self.image_root).absolute(), path.absolute(), path.stat().st_size]
+        parts.append(path.stat().st_mtime_ns)
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
     def records(self, split: str) -> Iterator[ImageCaptions]:
@@ -113,7 +114,10 @@ class JsonLines:
             raise CCRError(f"{self._path(split)}: no line has a caption in {names}; leave it out of languages.")
 
     def _later_lines(self, split: str) -> dict[str, list[_Line]]:
-        """Lines after the first of their image: only these are kept in memory."""
+        """Lines after the first of their image, by image id; of the first lines only image and place are remembered.
+
+        So :meth:`records`, which reads the file a second time, need not hold all of its captions.
+        """
         first: dict[str, tuple[str, str]] = {}
         later: dict[str, list[_Line]] = {}
         for line in self._lines(split):
@@ -131,7 +135,7 @@ class JsonLines:
         if split not in self.files:
             raise CCRError(f"{self.name} has no split {split!r}, only {', '.join(self.files)}; add it to files.")
         path = Path(self.files[split])
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, this is also False where nobody may look
             raise CCRError(f"{path}: the captions of split {split!r} are not there; {self.obtain}.")
         return path
 
@@ -217,8 +221,15 @@ def _image_path(root: Path, line: _Line) -> Path:
     if relative.is_absolute() or PureWindowsPath(line.image).drive or ".." in relative.parts:
         raise CCRError(f"{line.where}: the image {line.image!r} is absolute or has '..'; give a path below image_root.")
     path = root / relative
-    if not path.resolve().is_relative_to(root):
+    try:
+        is_below, is_there = path.resolve().is_relative_to(root), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no permission, a loop of links, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise CCRError(
+            f"{line.where}: the image {line.image!r} cannot be reached ({reason}); mend its name."
+        ) from error
+    if not is_below:
         raise CCRError(f"{line.where}: the image {line.image!r} is a link out of {root}; copy the picture into it.")
-    if not path.is_file():
+    if not is_there:
         raise CCRError(f"{line.where}: the image {path} is not there; check image_root and the name.")
     return path

@@ -111,8 +111,8 @@ class OpenMoji:
         self.languages = tuple(languages)
         self.image_size = image_size
 
-    def fingerprint(self) -> str:
-        """Return a short hash of the settings, the versions of the packages and the rules."""
+    def fingerprint(self, split: str) -> str:
+        """Return a short hash of the settings, the versions of the packages and the rules, alike for all splits."""
         parts = [_RULES, self.split_scheme, *self.languages, self.image_size, *_versions().items()]
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 

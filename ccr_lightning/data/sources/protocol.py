@@ -30,8 +30,11 @@ class Source(Protocol):
         """Whether the languages describe the same images; a rank variance over languages is undefined without it."""
         ...
 
-    def fingerprint(self) -> str:
-        """Return a short string that changes when the data or the settings change, without reading the images."""
+    def fingerprint(self, split: str) -> str:
+        """Return a short string that changes when the split's data or the settings change, without reading the images.
+
+        It asks for nothing of the other splits, which need not be there.
+        """
         ...
 
     def records(self, split: str) -> Iterator[ImageCaptions]:

@@ -1,7 +1,9 @@
 import itertools
 import json
 import os
+import resource
 import socket
+import stat
 import subprocess
 import sys
 import warnings
@@ -12,7 +14,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
+from tokenizers import Tokenizer
 
+from ccr_lightning.data import dataset
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.tokenizer import CaptionTokenizer
@@ -107,8 +111,17 @@ def trainer(**settings):
     return lightning.Trainer(accelerator="cpu", **settings)
 
 
+def one_of_two_ranks(rank):
+    """The trainer of a rank, whose processes are never started."""
+    one = trainer(devices=2, strategy="ddp", use_distributed_sampler=False)
+    one.strategy.set_world_ranks = lambda: None
+    one.strategy.cluster_environment.set_global_rank(rank)
+    assert (one.world_size, one.global_rank) == (2, rank)
+    return one
+
+
 def text_of(module, ids, mask):
-    return module.tokenizer.decode(ids[mask])
+    return Tokenizer.from_str(module.tokenizer.to_dict()["tokenizer"]).decode(ids[mask].tolist())
 
 
 def test_training_batches_hold_what_the_files_say(ready):
@@ -163,6 +176,45 @@ def test_missing_captions_and_several_captions(tiny_jsonl, ready, tmp_path):
                 assert text.endswith(f" of {module.image_names('train')[row]}")
                 chosen.setdefault(row, set()).add(text)
     assert all(len(texts) > 1 for texts in chosen.values())
+
+
+def test_images_without_a_caption_in_the_languages_are_not_trained_on(tiny_jsonl, ready, tmp_path):
+    arguments = tiny_jsonl(train=20, test=9, folder="uneven")
+    for split in ("train", "test"):
+        path = tmp_path / "uneven" / f"{split}.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines[::3]:
+            del line["captions"]["ja"], line["captions"]["de"]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    module = ready(source=JsonLines(**arguments), languages=["ja", "de"])
+    seen = []
+    loader = module.train_dataloader()
+    for epoch in range(8):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            assert batch.caption_mask.all()
+            seen += batch.image_ids.tolist()
+    assert set(seen) == {row for row in range(20) if row % 3}
+    assert len(loader) == 3  # of 13 images
+    images, captions = (list(batches) for batches in module.test_dataloader())
+    assert torch.cat([batch.image_ids for batch in images]).tolist() == list(range(9))
+    assert set(torch.cat([batch.image_ids for batch in captions]).tolist()) == {row for row in range(9) if row % 3}
+
+
+@pytest.mark.parametrize("kept", [0, 2, 100])
+def test_pictures_are_decoded_once_while_there_is_room(ready, monkeypatch, kept):
+    monkeypatch.setattr("ccr_lightning.data.dataset._KEPT_BYTES", kept * 16 * 16 * 3)
+    opened = []
+    original = dataset.open_image
+    monkeypatch.setattr(dataset, "open_image", lambda data, where: opened.append(where) or original(data, where))
+    loader = ready(transform=ImageTransform(16, crop_scale=(1.0, 1.0)), batch_size=6).train_dataloader()
+    by_row = {}
+    for epoch in range(2):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            for row, image in zip(batch.image_ids.tolist(), batch.images, strict=True):
+                assert torch.equal(by_row.setdefault(row, image), image)
+    assert len(opened) == 36 - min(kept, 18)
 
 
 def test_batches_are_a_function_of_seed_epoch_and_image(ready):
@@ -230,10 +282,7 @@ def test_two_ranks_share_the_work(data):
         module = data()
         module.prepare_data()
         module.setup()
-        module.trainer = trainer(devices=2, strategy="ddp", use_distributed_sampler=False)
-        module.trainer.strategy.set_world_ranks = lambda: None
-        module.trainer.strategy.cluster_environment.set_global_rank(rank)
-        assert (module.trainer.world_size, module.trainer.global_rank) == (2, rank)
+        module.trainer = one_of_two_ranks(rank)
         shares[rank] = [list(module.train_dataloader()), *map(list, module.test_dataloader())]
     for kind in range(3):
         rows = [[row for batch in shares[rank][kind] for row in batch.image_ids.tolist()] for rank in range(2)]
@@ -347,6 +396,45 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(data, tmp_path, momen
     assert second.seen
 
 
+@pytest.fixture
+def stopped(data, tmp_path):
+    """A checkpoint after two of an epoch's four batches of four images."""
+    with pytest.raises(KeyError, match="stopped"):
+        trainer(callbacks=[StopAt("after batch", 1, 1, tmp_path / "stop.ckpt")]).fit(Watcher(), datamodule=data())
+    return tmp_path / "stop.ckpt"
+
+
+def test_a_resume_within_an_epoch_needs_the_same_global_batch(data, stopped):
+    with pytest.raises(CCRError, match=r"batches of 4 images on all devices together, and now they have 8; choose"):
+        trainer().fit(Watcher(), datamodule=data(batch_size=8), ckpt_path=stopped)
+
+
+def test_the_same_global_batch_may_be_split_in_another_way(data, stopped):
+    whole = Watcher()
+    trainer().fit(whole, datamodule=data())
+    checkpoint = torch.load(stopped, weights_only=True)
+    shares = []
+    for rank in range(2):
+        module = data(batch_size=2)
+        module.prepare_data()
+        module.trainer = one_of_two_ranks(rank)
+        module.trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
+        module.load_state_dict(checkpoint["CaptionDataModule"])
+        loader = module.train_dataloader()
+        loader.batch_sampler.set_epoch(1)
+        shares.append([batch.image_ids.tolist() for batch in loader])
+    joined = [first + second for first, second in zip(*shares, strict=True)]
+    assert joined == [seen[2] for seen in whole.seen if seen[0] == 1][2:]
+
+
+def test_a_resume_between_epochs_may_change_the_batch(data, tmp_path):
+    with pytest.raises(KeyError, match="stopped"):
+        trainer(callbacks=[StopAt("after epoch", 0, None, tmp_path / "stop.ckpt")]).fit(Watcher(), datamodule=data())
+    watcher = Watcher()
+    trainer(max_epochs=2).fit(watcher, datamodule=data(batch_size=8), ckpt_path=tmp_path / "stop.ckpt")
+    assert [len(seen[2]) for seen in watcher.seen] == [8, 8]
+
+
 def test_a_second_fit_of_the_same_trainer_starts_its_epoch_anew(data, tmp_path):
     stop = StopAt("after batch", 0, 1, tmp_path / "stop.ckpt")
     interrupted = trainer(callbacks=[stop], max_epochs=1)
@@ -382,7 +470,7 @@ def test_the_checkpoints_tokeniser_is_used(data, tiny_jsonl, tmp_path):
     fitting.fit(Watcher(), datamodule=trained)
     fitting.save_checkpoint(tmp_path / "run.ckpt")
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert list(checkpoint["CaptionDataModule"]) == ["tokenizer"]
+    assert list(checkpoint["CaptionDataModule"]) == ["tokenizer", "global_batch"]
     assert "datamodule_hyper_parameters" not in checkpoint
 
     only_test = tiny_jsonl(train=2, val=2, test=5, folder="elsewhere", languages=("de",))
@@ -416,6 +504,60 @@ def test_the_trained_tokeniser_is_kept_in_the_cache(data, tmp_path):
     assert changed.tokenizer.to_dict()["tokenizer"] != first.tokenizer.to_dict()["tokenizer"]
 
 
+def test_a_damaged_tokeniser_in_the_cache(data, tmp_path):
+    data().prepare_data()
+    (path,) = (tmp_path / "cache").glob("*-tokenizer-*.json")
+    assert path.stat().st_mode == (tmp_path / "cache").stat().st_mode & 0o666 | stat.S_IFREG  # as the stores
+    whole = path.read_text(encoding="utf-8")
+    for damaged in (whole[: len(whole) // 2], "", "[]", "{}", whole.replace("merges", "mergers")):
+        path.write_text(damaged, encoding="utf-8")
+        with pytest.raises(CCRError, match=r"json: the trained tokeniser is damaged \(.+\); delete the file") as error:
+            trainer(max_epochs=1).fit(Watcher(), datamodule=data())
+        assert str(error.value).count(";") == 1
+    path.unlink()
+    trainer(max_epochs=1).fit(Watcher(), datamodule=data())
+    assert path.read_text(encoding="utf-8") == whole
+
+
+def test_a_tokeniser_that_cannot_be_written(data, tmp_path):
+    module = data()
+    module.prepare_data()
+    (path,) = (tmp_path / "cache").glob("*-tokenizer-*.json")
+    path.unlink()
+    files = set(os.listdir(path.parent))
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # writing fails as it does on a full disk
+    try:
+        with pytest.raises(CCRError, match=r"the trained tokeniser could not be written \(.+\); free some space"):
+            data().prepare_data()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert set(os.listdir(path.parent)) == files
+
+
+def test_testing_needs_nothing_of_the_other_splits(tiny_jsonl, data, tmp_path):
+    arguments = tiny_jsonl(folder="moved")
+    make = lambda: data(source=JsonLines(**arguments))  # noqa: E731
+    fitting = trainer(max_epochs=1)
+    fitting.fit(Watcher(), datamodule=make())
+    fitting.save_checkpoint(tmp_path / "run.ckpt")
+    trainer().test(Watcher(), datamodule=make(), ckpt_path=tmp_path / "run.ckpt")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+
+    os.utime(arguments["files"]["train"], (1, 1))
+    trainer().test(Watcher(), datamodule=make(), ckpt_path=tmp_path / "run.ckpt")
+    os.unlink(arguments["files"]["train"])
+    os.unlink(arguments["files"]["val"])
+    watcher = Watcher()
+    trainer().test(watcher, datamodule=make(), ckpt_path=tmp_path / "run.ckpt")
+    assert len(watcher.evaluated) == 8  # 8 images and 24 captions in batches of 4
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == files
+
+    os.utime(arguments["files"]["test"], (1, 1))
+    trainer().test(Watcher(), datamodule=make(), ckpt_path=tmp_path / "run.ckpt")
+    assert len(list((tmp_path / "cache").glob("jsonl-test-*"))) == 2
+
+
 def test_a_tokeniser_of_older_rules_is_not_used(data, tmp_path, monkeypatch):
     data().prepare_data()
     before = set(os.listdir(tmp_path / "cache"))
@@ -438,6 +580,7 @@ def test_only_the_splits_of_the_stage_are_built(data, tmp_path, tiny_jsonl):
         ({"num_workers": -1}, "num_workers -1"),
         ({"languages": ["en", "fr"]}, "languages has 'fr', but there are only en, de, ja"),
         ({"languages": ["en", "en"]}, "name each language once"),
+        ({"languages": []}, "languages is empty; name at least one"),
         ({"languages": ["en"], "required_languages": ["de"]}, "required_languages has 'de', but there are only en"),
         ({"languages_per_step": 4}, "languages_per_step is 4"),
         ({"languages_per_step": 0}, "languages_per_step is 0"),

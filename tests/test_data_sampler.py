@@ -11,7 +11,7 @@ LANGUAGES = ("en", "de", "ja", "zh", "fr")
 
 
 def rows(sampler):
-    return [[key.row for key in batch] for batch in sampler]
+    return [[key.position for key in batch] for batch in sampler]
 
 
 def test_an_epoch_has_each_image_at_most_once_in_full_batches():
@@ -75,7 +75,7 @@ def test_keys():
     assert {(key.epoch, key.step) for key in first} == {(5, 0)}
     assert {(key.epoch, key.step) for key in second} == {(5, 1)}
     assert isinstance(first[0], SampleKey)
-    assert type(first[0].row) is int
+    assert type(first[0].position) is int
 
 
 def test_too_few_images():

@@ -42,6 +42,21 @@ def test_a_picture_of_the_right_size_keeps_its_pixels(picture):
     assert np.array_equal(ImageTransform(24, crop_scale=(1.0, 1.0)).train(square, 5), square)
 
 
+@pytest.mark.parametrize(
+    ("options", "is_fixed"),
+    [
+        ({"crop_scale": (1.0, 1.0)}, True),
+        ({}, False),
+        ({"crop_scale": (1.0, 1.0), "horizontal_flip": True}, False),
+        ({"crop_scale": (1.0, 1.0), "rand_augment": True}, False),
+    ],
+)
+def test_without_augmentation_a_picture_stays_as_it_is(picture, options, is_fixed):
+    transform = ImageTransform(24, **options)
+    assert transform.is_fixed == is_fixed
+    assert (len({transform.train(picture, seed).tobytes() for seed in range(20)}) == 1) == is_fixed
+
+
 @pytest.mark.parametrize("options", [{}, {"horizontal_flip": True}, {"rand_augment": True}])
 def test_augmentation_is_a_function_of_the_seed(picture, options):
     transform = ImageTransform(24, crop_scale=(0.2, 1.0), **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from ccr_lightning.data.store import Store, build_store, default_cache_dir, open
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -37,7 +37,11 @@ class CaptionDataModule(lightning.LightningDataModule):
     ids are rows of the split, and :meth:`image_names` gives them their names.
 
     The order of images is a function of the seed and the epoch, augmentation of seed, epoch and image, the languages of
-    a step of seed, epoch and step. A run that resumes in mid-epoch goes on with the next batch.
+    a step of seed, epoch and step. A run that resumes in mid-epoch goes on with the next batch; the devices may be more
+    or fewer, as long as their batches are together as large as before.
+
+    Images without a caption in ``languages`` are left out of training. In evaluation they are loaded like all others,
+    but they are in no gallery: that of a language holds the images with a caption in it.
 
     Each split is written to ``cache_dir`` once. A tokeniser without ``name_or_path`` is trained on the training
     captions when fitting, kept in ``cache_dir`` too, and travels in every checkpoint.
@@ -56,7 +60,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         cache_dir: Folder of the stores; by default ``$CCR_CACHE_DIR`` or the user's cache folder.
 
     Raises:
-        CCRError: A setting is out of range, a language or a split does not exist, or an image cannot be read.
+        CCRError: A setting is out of range, a language or a split does not exist, an image cannot be read, or a run
+            resumes in mid-epoch with batches of another size.
     """
 
     def __init__(
@@ -93,12 +98,15 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._languages = None if languages is None else tuple(languages)
         self._cache_dir = cache_dir
         self._stores: dict[str, Store] = {}
+        self._saved_global_batch: int | None = None
 
     @property
     def languages(self) -> tuple[str, ...]:
         """The K languages, in order."""
         available = self.source.languages
         chosen = available if self._languages is None else self._languages
+        if not chosen:
+            raise CCRError("languages is empty; name at least one, or leave it out for all of the source's.")
         self._check_languages("languages", chosen, available)
         self._check_languages("required_languages", self.required_languages, chosen)
         count = self.languages_per_step
@@ -122,7 +130,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             self._train_tokenizer()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the stores of the stage and load the trained tokeniser."""
+        """Open the stores of the stage."""
         for split in self._splits(stage):
             counts = self._store(split).caption_counts()
             missing = [language for language in self.languages if not counts.get(language)]
@@ -131,8 +139,6 @@ class CaptionDataModule(lightning.LightningDataModule):
                     f"the split {split!r} of {self.source.name} has no caption in {', '.join(missing)}; leave it out "
                     "of the data's languages."
                 )
-        if not self.tokenizer.is_ready and self._tokenizer_file().is_file():
-            self._load_tokenizer(json.loads(self._tokenizer_file().read_text(encoding="utf-8")))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of training batches, which starts where an interrupted epoch stopped."""
@@ -142,7 +148,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             store, self.transform, self.languages, self.languages_per_step, self.required_languages, self.seed
         )
         batches = TrainBatchSampler(
-            len(store),
+            len(samples),
             self.batch_size,
             self.seed,
             rank,
@@ -172,12 +178,13 @@ class CaptionDataModule(lightning.LightningDataModule):
         return self._eval_loaders("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokeniser, as plain types."""
-        return {"tokenizer": self.tokenizer.to_dict()}
+        """Return the tokeniser, as plain types, and how many images all devices together take at a step."""
+        return {"tokenizer": self.tokenizer.to_dict(), "global_batch": self._global_batch()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the checkpoint's tokeniser, since its weights belong to it; ``max_tokens`` stays as configured."""
         self._load_tokenizer(state_dict["tokenizer"])
+        self._saved_global_batch = state_dict.get("global_batch")  # None in checkpoints of earlier versions
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
         if stage is None:
@@ -197,7 +204,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         return default_cache_dir() if self._cache_dir is None else writable_folder(Path(self._cache_dir).expanduser())
 
     def _store_folder(self, split: str) -> Path:
-        return self._cache() / f"{self.source.name}-{split}-{self.source.fingerprint()}"
+        return self._cache() / f"{self.source.name}-{split}-{self.source.fingerprint(split)}"
 
     def _store(self, split: str) -> Store:
         if split not in self._stores:
@@ -205,7 +212,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         return self._stores[split]
 
     def _tokenizer_file(self) -> Path:
-        key = [self.source.fingerprint(), self.languages, self.tokenizer.recipe]
+        key = [self.source.fingerprint("train"), self.languages, self.tokenizer.recipe]
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         return self._cache() / f"{self.source.name}-tokenizer-{digest}.json"
 
@@ -213,20 +220,31 @@ class CaptionDataModule(lightning.LightningDataModule):
         store = self._store("train")
         rows = map(store.captions, range(len(store)))
         self.tokenizer.train(text for row in rows for name in self.languages for text in row.get(name, ()))
-        path = self._tokenizer_file()
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(self.tokenizer.to_dict(), file, ensure_ascii=False)
-        Path(file.name).replace(path)
+        text = json.dumps(self.tokenizer.to_dict(), ensure_ascii=False)
+        advice = "free some space or choose another cache_dir"
+        with atomic_write(self._tokenizer_file(), "the trained tokeniser", advice) as file:
+            file.write(text.encode())
 
     def _load_tokenizer(self, state: dict[str, Any]) -> None:
         self.tokenizer = CaptionTokenizer.from_dict({**state, "max_tokens": self.tokenizer.max_tokens})
 
     def _ready_tokenizer(self) -> CaptionTokenizer:
-        if not self.tokenizer.is_ready:
+        """The tokeniser, from the cache if no checkpoint brought it: only then are the training files asked for."""
+        if self.tokenizer.is_ready:
+            return self.tokenizer
+        try:
+            path = self._tokenizer_file()
+            text = path.read_bytes()
+        except (CCRError, OSError) as error:
             raise CCRError(
                 "there is no trained tokeniser; pass the checkpoint of a training run, fit first with the same "
                 "cache_dir, or give the tokeniser's name_or_path."
-            )
+            ) from error
+        try:
+            self._load_tokenizer(json.loads(text))
+        except (TypeError, ValueError) as error:
+            reason = error.__cause__ or error
+            raise CCRError(f"{path}: the trained tokeniser is damaged ({reason}); delete the file and fit.") from error
         return self.tokenizer
 
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -237,13 +255,24 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError("the data module shards its data itself; pass --trainer.use_distributed_sampler false.")
         return self.trainer.global_rank, world_size
 
+    def _global_batch(self) -> int:
+        return self.batch_size * self._rank_and_world_size()[1]
+
     def _start(self) -> tuple[int, int]:
         """Epoch and batch at which a run that resumes in mid-epoch goes on, by the trainer's own progress."""
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0, 0
         epochs: Any = self.trainer.fit_loop.epoch_progress.current
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return epochs.processed, batches.processed if epochs.started > epochs.processed else 0
+        if epochs.started == epochs.processed or not batches.processed:
+            return epochs.processed, 0
+        if self._saved_global_batch not in (None, self._global_batch()):
+            raise CCRError(
+                f"the checkpoint lies within an epoch of batches of {self._saved_global_batch} images on all devices "
+                f"together, and now they have {self._global_batch()}; choose batch_size so that it, times the number "
+                f"of devices, is {self._saved_global_batch}."
+            )
+        return epochs.processed, batches.processed
 
     def _eval_loaders(self, split: str) -> list[DataLoader[Any]]:
         store = self._store(split)

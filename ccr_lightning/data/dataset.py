@@ -14,6 +14,8 @@ from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.store import Store
 from ccr_lightning.data.transforms import ImageTransform
 
+_KEPT_BYTES = 64 * 2**20  # of pictures, in each process that loads batches
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -43,7 +45,7 @@ class CaptionSample(NamedTuple):
 
 
 class TrainSamples(Dataset[TrainSample]):
-    """Training samples by :class:`SampleKey`.
+    """Training samples by :class:`SampleKey`: the images with a caption in any of the languages.
 
     The augmentation and, of several captions, the chosen one are functions of the seed, the epoch and the image; the
     languages are a function of the seed, the epoch and the step.
@@ -67,25 +69,34 @@ class TrainSamples(Dataset[TrainSample]):
         seed: int,
     ) -> None:
         self.store = store
+        self.rows = store.rows_with_caption(languages)
         self.transform = transform
         self.languages = tuple(languages)
         self.languages_per_step = languages_per_step
         self.required_languages = tuple(required_languages)
         self.seed = seed
+        self._kept: dict[int, Pixels] = {}
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> TrainSample:
-        row, epoch, step = key
-        image = open_image(self.store.image(row), self.store.where(row))
+        row, epoch, step = int(self.rows[key.position]), key.epoch, key.step
         languages = draw_languages(
             self.languages, self.languages_per_step, self.required_languages, self.seed, epoch, step
         )
         available = self.store.captions(row)
         captions = [self._choose(available.get(language), row, epoch, language) for language in languages]
+        return TrainSample(self._pixels(row, epoch), row, captions, languages)
+
+    def _pixels(self, row: int, epoch: int) -> Pixels:
+        if row in self._kept:
+            return self._kept[row]
+        image = open_image(self.store.image(row), self.store.where(row))
         pixels = self.transform.train(image, derived_seed("image", self.seed, epoch, row))
-        return TrainSample(pixels, row, captions, languages)
+        if self.transform.is_fixed and len(self._kept) * pixels.nbytes < _KEPT_BYTES:
+            self._kept[row] = pixels  # decoding small pictures anew takes longer than all the rest
+        return pixels
 
     def _choose(self, texts: list[str] | None, row: int, epoch: int, language: str) -> str | None:
         if not texts:

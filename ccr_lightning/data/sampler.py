@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from ccr_lightning.errors import CCRError
 class SampleKey(NamedTuple):
     """What a training sample depends on."""
 
-    row: int  # of the store
+    position: int  # among the training samples
     epoch: int
     step: int  # batch within the epoch, the same on every rank
 
@@ -41,11 +42,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     Example:
         >>> sampler = TrainBatchSampler(size=10, batch_size=4, seed=0)
-        >>> [[key.row for key in batch] for batch in sampler]
+        >>> [[key.position for key in batch] for batch in sampler]
         [[6, 5, 1, 2], [4, 0, 7, 3]]
         >>> sampler.set_epoch(1)
         >>> next(iter(sampler))[0]
-        SampleKey(row=3, epoch=1, step=0)
+        SampleKey(position=3, epoch=1, step=0)
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         first = self.start[1] if epoch == self.start[0] else 0
         for step in range(first, len(self)):
             begin = (step * self.world_size + self.rank) * self.batch_size
-            yield [SampleKey(int(row), epoch, step) for row in order[begin : begin + self.batch_size]]
+            yield [SampleKey(int(position), epoch, step) for position in order[begin : begin + self.batch_size]]
 
 
 class ShardSampler(Sampler[int]):
@@ -112,8 +113,9 @@ class ShardSampler(Sampler[int]):
         return iter(self.items)
 
 
+@lru_cache(maxsize=1)  # every sample of a step asks
 def draw_languages(
-    languages: Sequence[str], count: int | None, required: Sequence[str], seed: int, epoch: int, step: int
+    languages: tuple[str, ...], count: int | None, required: tuple[str, ...], seed: int, epoch: int, step: int
 ) -> tuple[str, ...]:
     """Draw the languages of one training step, the same on every rank, in their configured order.
 
@@ -126,11 +128,11 @@ def draw_languages(
         step: Batch within the epoch.
 
     Example:
-        >>> draw_languages(["en", "de", "ja", "zh"], 2, ["en"], seed=0, epoch=0, step=0)
+        >>> draw_languages(("en", "de", "ja", "zh"), 2, ("en",), seed=0, epoch=0, step=0)
         ('en', 'zh')
     """
     if count is None:
-        return tuple(languages)
+        return languages
     others = [language for language in languages if language not in required]
     rng = random.Random(derived_seed("languages", seed, epoch, step))
     drawn = {*required, *rng.sample(others, count - len(required))}

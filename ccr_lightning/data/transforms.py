@@ -67,6 +67,11 @@ class ImageTransform:
         self._scale = 1 / (255 * torch.tensor(std)).view(3, 1, 1)
         self._shift = -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether training pictures are not augmented: they look alike in every epoch."""
+        return self.crop_scale == (1.0, 1.0) and not self.horizontal_flip and self._rand_augment is None
+
     def train(self, image: Image.Image, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return the augmented ``(H, W, 3)`` pixels of an RGB picture, a function of the picture and the seed."""
         rng = random.Random(seed)

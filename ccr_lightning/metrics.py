@@ -154,6 +154,8 @@ class RetrievalRanks(Metric):
             if languages is None:
                 raise CCRError("captions without images need languages: pass (N,) integers, the language of each.")
             _check_integers("languages", languages, rows)
+            if (languages < 0).any():
+                raise CCRError(f"languages has {int(languages.min())}: number the languages from 0.")
             if caption_index is None:
                 caption_index = torch.zeros_like(image_ids)
             _check_integers("caption_index", caption_index, rows)

@@ -322,6 +322,10 @@ IMAGES, TEXTS, IDS = torch.ones(2, 4), torch.ones(2, 3, 4), torch.arange(2)
         ({"image_embeds": None, "text_embeds": IMAGES}, "captions without images need languages"),
         ({"image_embeds": None, "text_embeds": IMAGES, "languages": IDS[:1]}, "languages is torch.int64 of shape"),
         (
+            {"image_embeds": None, "text_embeds": IMAGES, "languages": IDS - IDS.max() - 1},
+            "languages has -[0-9]+: number",
+        ),
+        (
             {"image_embeds": None, "text_embeds": IMAGES, "languages": IDS, "caption_index": IDS.float()},
             "caption_index is torch.float32",
         ),

@@ -15,7 +15,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
-from ccr_lightning.training.checks import check_fit_together, check_tokenizer
+from ccr_lightning.training.checks import check_mrv_languages, check_tokenizer
 from ccr_lightning.training.module import RetrievalModule
 
 pytestmark = [
@@ -67,9 +67,9 @@ def test_a_tokeniser_must_fit_the_text_encoder():
 
 
 def test_the_other_checks_load_no_tokeniser(data):
-    check_fit_together(retriever(), data(CaptionTokenizer("nowhere/to-be-found")), ["de"])
+    check_mrv_languages(["de"], data(CaptionTokenizer("nowhere/to-be-found")))
     with pytest.raises(CCRError, match="mrv_languages names 'fr'"):
-        check_fit_together(retriever(), data(CaptionTokenizer("nowhere/to-be-found")), ["fr"])
+        check_mrv_languages(["fr"], data(CaptionTokenizer("nowhere/to-be-found")))
 
 
 def test_testing_takes_a_pretrained_tokeniser_from_the_checkpoint(data, tmp_path):

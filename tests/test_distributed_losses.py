@@ -13,7 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ccr_lightning import distributed
 from ccr_lightning.functional.contrastive import english_pivot_contrastive_loss, one_to_k_contrastive_loss
+from ccr_lightning.functional.masking import mask_tokens
+from ccr_lightning.functional.matching import draw_matching
 from ccr_lightning.losses import ContrastiveLoss
+from ccr_lightning.models.fusion import FusionEncoder
+from ccr_lightning.models.retriever import Retriever
+from ccr_lightning.models.text import TextEncoder
+from ccr_lightning.models.vision import ImageEncoder
+from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss
+from ccr_lightning.types import Batch
 
 B, K = 4, 3  # per rank
 LANGUAGES = ("de", "en", "fr")
@@ -105,6 +113,64 @@ def mean_of_rank(rank, count):
     return loss.detach(), [parameter.grad for parameter in model.parameters()]
 
 
+def fusion_batch(rank):
+    """Tiny model and batch; ranks differ in how many images have captions, and in the captions' lengths."""
+    torch.manual_seed(0)
+    sizes = {"heads": 2, "feed_forward_size": 16, "dropout": 0.0}
+    retriever = Retriever(
+        ImageEncoder("test_convnext", image_size=32),
+        TextEncoder(30, 8, layers=1, **sizes),
+        FusionEncoder(8, layers=1, image_width=64, **sizes),
+        embed_dim=4,
+    )
+    torch.manual_seed(100 + rank)
+    lengths = torch.randint(4, 9, (B, K))
+    attention_mask = torch.arange(9) < lengths[..., None]
+    caption_mask = torch.ones(B, K, dtype=torch.bool)
+    caption_mask[: rank + 1] = False
+    batch = Batch(
+        torch.randn(B, 3, 32, 32),
+        torch.arange(B) + B * rank,
+        torch.randint(5, 30, (B, K, 9)),
+        attention_mask,
+        caption_mask,
+        LANGUAGES,
+    )
+    images, texts = retriever.encode_image(batch.images), retriever.encode_text(batch.input_ids, attention_mask)
+    draw = draw_matching(images.embeds, texts.embeds, 1.0, caption_mask=caption_mask, image_ids=batch.image_ids)
+    return retriever, batch, images, texts, draw
+
+
+class NoSpecialTokens(NamedTuple):
+    special_token_ids: tuple[int, ...] = (0, 1, 2)
+    mask_token_id: int = 4
+    vocab_size: int = 30
+
+
+def fusion_losses_of_rank(rank):
+    """The shares of the two losses, and their sums and counts as seen from the outputs of the two heads."""
+    retriever, batch, images, texts, draw = fusion_batch(rank)
+    logits, found = {}, {}
+    retriever.matching_head.register_forward_hook(lambda head, given, output: logits.update(matching=output))
+    retriever.masked_lm_head.register_forward_hook(lambda head, given, output: logits.update(masked_lm=output))
+    share = batch_matching_loss(retriever, batch, images, texts, draw)
+    log_probs = logits["matching"].detach().double().log_softmax(1)
+    terms = [-log_probs[i + B * kind, int(kind == 0)] for kind in range(3) for i in range(B) if draw.valid[i]]
+    found["matching"] = (share.item(), float(sum(terms)), len(terms))
+
+    torch.manual_seed(7)
+    share = batch_masked_lm_loss(retriever, batch, images, draw, NoSpecialTokens(), 0.4)
+    rows = torch.arange(B) * K + draw.language
+    input_ids, mask = batch.input_ids.flatten(0, 1)[rows], batch.attention_mask.flatten(0, 1)[rows]
+    torch.manual_seed(7)
+    targets = mask_tokens(input_ids, mask, mask_token_id=4, vocab_size=30).targets
+    hidden = targets[targets >= 0]
+    log_probs = logits["masked_lm"].detach().double().log_softmax(1)
+    terms = [-log_probs[place, token] for place, token in enumerate(hidden)]
+    found["masked_lm"] = (share.item(), float(sum(terms)), len(terms))
+    return found
+
+
 def gather_of_rank(rank):
     own = torch.arange(6, dtype=torch.float64).view(2, 3).add(10 * rank).requires_grad_()
     gathered = distributed.gather_with_grad(own)
@@ -125,7 +191,8 @@ def everything_of_rank(rank, world_size):
     data = whole_batch(world_size).of_rank(rank)
     results = {name: contrastive_of_rank(data, **case) for name, case in CASES.items()}
     results |= {name: mean_of_rank(rank, counts[rank]) for name, counts in COUNTS.items()}
-    return results | {"gather": gather_of_rank(rank)}
+    results["mean"] = distributed.mean(torch.tensor([1.0, rank], requires_grad=True))
+    return results | {"gather": gather_of_rank(rank), "fusion": fusion_losses_of_rank(rank)}
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
@@ -154,6 +221,21 @@ def test_global_mean_over_uneven_ranks(ranks):
     torch.testing.assert_close(torch.stack([result["uneven"][0] for result in ranks]).mean(), loss.detach())
     for result in ranks:
         torch.testing.assert_close(result["uneven"][1], [parameter.grad for parameter in model.parameters()])
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("loss", ["matching", "masked_lm"])
+def test_fusion_losses_are_means_over_the_items_of_all_ranks(ranks, loss):
+    shares, sums, counts = zip(*(result["fusion"][loss] for result in ranks), strict=True)
+    assert len(set(counts)) > 1  # a mean of the ranks' own means would be another number
+    assert sum(shares) / len(shares) == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
+
+
+@pytest.mark.ddp
+def test_mean_over_ranks(ranks):
+    for result in ranks:
+        assert not result["mean"].requires_grad
+        assert result["mean"].tolist() == pytest.approx([1.0, (len(ranks) - 1) / 2])
 
 
 @pytest.mark.ddp

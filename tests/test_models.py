@@ -222,15 +222,17 @@ def test_attention_weights_are_dropped_in_training() -> None:
     assert not torch.equal(attention.attend_self(states, packing), attention.attend_self(states, packing))
 
 
-def test_initial_parameters() -> None:
-    encoder = TextEncoder(vocab_size=400)
+@pytest.mark.parametrize(("hidden_size", "std"), [(1024, 0.02), (64, 0.08)])
+def test_initial_parameters(hidden_size: int, std: float) -> None:
+    encoder = TextEncoder(400, hidden_size, layers=1, feed_forward_size=512)
     for name, parameter in encoder.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
         elif name.endswith("bias"):
             assert not parameter.any()
         else:
-            assert 0.018 < float(parameter.detach().std()) < 0.022, name
+            expected = 0.02 if "embeddings" in name else std
+            assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.1), name
     assert encoder.word_embeddings.weight.any(1).all()
 
 

@@ -3,17 +3,21 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
+from ccr_lightning.functional.masking import mask_tokens
+from ccr_lightning.functional.matching import draw_matching
 from ccr_lightning.models.fusion import FusionEncoder
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
@@ -159,7 +163,7 @@ def log_softmax_at(logits, at):
     return logits[at] - math.log(sum(math.exp(logit) for logit in logits.values()))
 
 
-def one_to_k_by_loops(v, t, mask, temperature):
+def one_to_k_by_loops(v, t, mask, temperature, text_to_image_weight):
     """Section 3 of the method: every image against all texts, and every text against all images."""
     n_images, n_languages = mask.shape
     image_terms, text_terms = [], []
@@ -172,7 +176,7 @@ def one_to_k_by_loops(v, t, mask, temperature):
         for k in own:
             logits = {j: v[j] @ t[i, k] / temperature for j in range(n_images)}
             text_terms.append(-log_softmax_at(logits, i))
-    return 0.5 * (np.mean(image_terms) + np.mean(text_terms))
+    return 0.5 * (np.mean(image_terms) + text_to_image_weight * np.mean(text_terms))
 
 
 def clip_by_loops(queries, texts, both, temperature):
@@ -183,14 +187,14 @@ def clip_by_loops(queries, texts, both, temperature):
     return 0.5 * (np.mean(forth) + np.mean(back))
 
 
-@pytest.mark.parametrize("kind", ["whole", "holes"])
-def test_the_logged_contrastive_loss_is_the_formula(data, kind):
+@pytest.mark.parametrize(("kind", "weight"), [("whole", 1.0), ("holes", 1.0), ("whole", 1 / 3)])
+def test_the_logged_contrastive_loss_is_the_formula(data, kind, weight):
     seen, watcher = EmbedsFirstBatch(), Watcher()
-    trainer(seen, watcher, max_steps=1).fit(model(), datamodule=data(kind))
+    trainer(seen, watcher, max_steps=1).fit(model(text_to_image_weight=weight), datamodule=data(kind))
     mask = seen.batch.caption_mask.numpy()
     assert mask.all() == (kind == "whole")
     assert len(set(seen.batch.image_ids.tolist())) == 8
-    expected = one_to_k_by_loops(seen.images, seen.texts, mask, seen.temperature)
+    expected = one_to_k_by_loops(seen.images, seen.texts, mask, seen.temperature, weight)
     assert watcher.logged[0]["train/contrastive"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -253,7 +257,55 @@ def test_reranking_in_bfloat16(data):
         assert (dual["recall@5"], dual["recall@10"]) == (new["recall@5"], new["recall@10"])
 
 
-def test_each_batch_and_device_draws_its_own(data):
+def test_the_optimiser_follows_the_settings(data):
+    module = model(lr=0.01, weight_decay=0.3, betas=(0.8, 0.95), new_lr_scale=3.0, warmup_fraction=0.5)
+    module.retriever.image_encoder.pretrained = True  # its backbone is old, all else new
+    watcher, names = Watcher(), {parameter: name for name, parameter in module.retriever.named_parameters()}
+    fitting = trainer(watcher, max_epochs=2)
+    fitting.fit(module, datamodule=data())
+    (optimizer,) = fitting.optimizers
+    settings = {names[one]: group for group in optimizer.param_groups for one in group["params"]}
+    assert settings.keys() == set(names.values())
+    for name, group in settings.items():
+        assert group["betas"] == (0.8, 0.95)
+        assert group["initial_lr"] == pytest.approx(0.01 if "image_encoder.backbone" in name else 0.03), name
+        owner, _, leaf = name.rpartition(".")
+        layer = module.retriever.get_submodule(owner)
+        decays = leaf == "weight" and isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding)
+        assert group["weight_decay"] == (0.3 if decays else 0.0), name
+    first = optimizer.param_groups[0]["initial_lr"]
+    assert watcher.lrs == pytest.approx([first / 2, first, first, first / 2])  # 2 of 4 steps warm up
+
+
+def test_matching_and_masked_lm_follow_the_settings(data, monkeypatch):
+    draws, masks = [], []
+    monkeypatch.setattr(
+        "ccr_lightning.training.module.draw_matching",
+        lambda *args, **settings: draws.append((args[2].item(), settings)) or draw_matching(*args, **settings),
+    )
+    monkeypatch.setattr(
+        "ccr_lightning.training.fusion_losses.mask_tokens",
+        lambda *args, **settings: masks.append(settings) or mask_tokens(*args, **settings),
+    )
+    module = model(lr=0.0, positive_language="least_similar", mask_rate=0.15, negatives_warmup=0.5)
+    trainer(max_epochs=2).fit(module, datamodule=data())
+    assert [settings["positive_language"] for _, settings in draws] == ["least_similar"] * 4
+    assert [settings["rate"] for settings in masks] == [0.15] * 4
+    scales = [0.0, 0.5 / 0.07, 1 / 0.07, 1 / 0.07]  # any negatives at first, the paper's from half of the training on
+    assert [scale for scale, _ in draws] == pytest.approx(scales)
+
+
+def test_each_device_draws_its_own():
+    module, drawn = model(), []
+    for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        epoch, batch, rank = place
+        module._trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        module.on_train_batch_start(None, batch)
+        drawn.append(torch.rand(1).item())
+    assert len(set(drawn)) == 4
+
+
+def test_each_batch_draws_its_own(data):
     class Draws(lightning.Callback):
         def __init__(self):
             self.seen = []

@@ -59,7 +59,7 @@ class FusionEncoder(nn.Module):
         self.layers = nn.ModuleList(
             CrossTransformerLayer(hidden_size, heads, feed_forward_size, image_width, dropout) for _ in range(layers)
         )
-        self.apply(init_parameters)
+        init_parameters(self, hidden_size)
 
     def keys_values(self, image_states: Tensor) -> list[KeysValues]:
         """Computes what each layer looks at in images, (N, 1 + P, image_width): all that fusion needs of them."""
@@ -101,7 +101,7 @@ class MatchingHead(nn.Module):
         self.dense = nn.Linear(hidden_size, 2 * hidden_size)
         self.norm = nn.LayerNorm(2 * hidden_size)
         self.output = nn.Linear(2 * hidden_size, 2)
-        self.apply(init_parameters)
+        init_parameters(self, hidden_size)
 
     def forward(self, fused_states: Tensor) -> Tensor:
         """Computes logits (N, 2) of fused states (N, L, C); class 1 is a match."""
@@ -122,7 +122,7 @@ class MaskedLMHead(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
-        self.apply(init_parameters)
+        init_parameters(self, hidden_size)
 
     def forward(self, fused_states: Tensor, word_embeddings: Tensor) -> Tensor:
         """Computes logits (..., V) of states (..., C), with the word embeddings (V, C)."""

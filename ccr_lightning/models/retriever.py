@@ -88,8 +88,10 @@ class Retriever(nn.Module):
             )
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.image_projection = nn.Linear(image_encoder.width, embed_dim).apply(init_parameters)
-        self.text_projection = nn.Linear(width, embed_dim).apply(init_parameters)
+        self.image_projection = nn.Linear(image_encoder.width, embed_dim)
+        self.text_projection = nn.Linear(width, embed_dim)
+        for projection in (self.image_projection, self.text_projection):
+            init_parameters(projection, projection.in_features)
         self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.fusion = fusion
         if fusion is not None:

@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(
             TransformerLayer(hidden_size, heads, feed_forward_size, dropout) for _ in range(layers)
         )
-        self.apply(init_parameters)
+        init_parameters(self, hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encodes captions, each with its first token at position 0 and its padding at the end.

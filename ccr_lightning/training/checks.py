@@ -35,7 +35,7 @@ def check_tokenizer(retriever: Retriever, tokenizer: CaptionTokenizer) -> None:
         )
 
 
-def check_fit_together(retriever: Retriever, data: CaptionDataModule, mrv_languages: Sequence[str] | None) -> None:
+def check_mrv_languages(mrv_languages: Sequence[str] | None, data: CaptionDataModule) -> None:
     """Checks that MRV is asked for over languages of the data.
 
     Raises:

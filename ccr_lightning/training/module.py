@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from ccr_lightning import distributed
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.rerank import StateBank, rerank
@@ -19,8 +20,8 @@ from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import Direction, RetrievalRanks
 from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch
-from ccr_lightning.training.checks import check_fit_together, check_pivot
-from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss
+from ccr_lightning.training.checks import check_mrv_languages, check_pivot, check_tokenizer
+from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, negative_hardness
 from ccr_lightning.training.optim import freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
@@ -42,6 +43,8 @@ class RetrievalModule(LightningModule):
         matching_weight: Weight of the matching loss with hard negatives.
         masked_lm_weight: Weight of the masked-LM loss.
         positive_language: How matching chooses the language of an image's positive text.
+        negatives_warmup: Share of the training over which matching's negatives become hard: any at its start, the
+            paper's from its end on. It helps where the fusion encoder starts at random.
         fusion_images: Matching and masked-LM look at so many images of each device's batch; by default, and in the
             paper, at all. Negatives come from the whole batch anyhow. Fewer make a large batch affordable.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
@@ -72,6 +75,7 @@ class RetrievalModule(LightningModule):
         matching_weight: float = 1.0,
         masked_lm_weight: float = 1.0,
         positive_language: PositiveLanguage = "least_likely",
+        negatives_warmup: float = 0.0,
         fusion_images: int | None = None,
         mask_rate: float = 0.4,
         lr: float = 1e-4,
@@ -86,6 +90,8 @@ class RetrievalModule(LightningModule):
         super().__init__()
         if fusion_images is not None and fusion_images < 1:
             raise CCRError(f"fusion_images is {fusion_images}: give 1 or more, or leave it out for the whole batch.")
+        if not 0 <= negatives_warmup <= 1:
+            raise CCRError(f"negatives_warmup is {negatives_warmup}: give a share of the training, from 0 to 1.")
         if (matching_weight or masked_lm_weight or rerank_depth) and retriever.fusion is None:
             raise CCRError(
                 "matching, masked-LM and re-ranking need a fusion encoder: give the retriever one, or set "
@@ -105,6 +111,7 @@ class RetrievalModule(LightningModule):
             "masked_lm": masked_lm_weight,
         }
         self.positive_language = positive_language
+        self.negatives_warmup = negatives_warmup
         self.fusion_images = fusion_images
         self.mask_rate = mask_rate
         self.lr = lr
@@ -120,14 +127,19 @@ class RetrievalModule(LightningModule):
         self.reranked: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Checks that data and model suit each other, and freezes what no loss reaches."""
-        check_fit_together(self.retriever, self._data, self.mrv_languages)
+        """Checks the settings against the data, and freezes what no loss reaches."""
+        check_mrv_languages(self.mrv_languages, self._data)
         if self.rerank_depth and self.trainer.world_size > 1:
             raise CCRError("re-ranking runs on one device: pass --trainer.devices 1, or --model.rerank_depth 0.")
         if stage == "fit":
             if self.contrastive.objective == "english_pivot":
                 check_pivot(self.contrastive.pivot_language, self._data)
             freeze_unused(self.retriever, self.loss_weights)
+
+    def _check_tokenizer(self) -> None:
+        check_tokenizer(self.retriever, self._data.tokenizer)
+
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _check_tokenizer
 
     @property
     def _data(self) -> Any:
@@ -163,10 +175,13 @@ class RetrievalModule(LightningModule):
                 languages=batch.languages,
             )
         if weights["matching"] or weights["masked_lm"]:
+            hardness = negative_hardness(
+                self.global_step, int(self.trainer.estimated_stepping_batches), self.negatives_warmup
+            )
             draw = draw_matching(
                 images.embeds,
                 texts.embeds,
-                self.retriever.logit_scale,
+                self.retriever.logit_scale * hardness,
                 caption_mask=batch.caption_mask,
                 image_ids=batch.image_ids,
                 positive_language=self.positive_language,
@@ -179,10 +194,10 @@ class RetrievalModule(LightningModule):
                     self.retriever, batch, images, draw, self._data.tokenizer, self.mask_rate
                 )
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-        logged = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(logged, batch_size=len(batch.images))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.images))
-        self.log("train/temperature", self.retriever.temperature.detach(), batch_size=len(batch.images))
+        means = distributed.mean(torch.stack([loss, *losses.values()]))  # of the devices' shares: the losses themselves
+        self.log("train/loss", means[0], prog_bar=True, batch_size=len(batch.images))
+        logged = {f"train/{name}": value for name, value in zip(losses, means[1:], strict=True)}
+        self.log_dict({**logged, "train/temperature": self.retriever.temperature}, batch_size=len(batch.images))
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -230,11 +245,13 @@ class RetrievalModule(LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        """Starts with empty ranks."""
+        """Starts with empty ranks and no results."""
+        self.results = self.reranked = None
         self.ranks.reset()
 
     def on_test_epoch_start(self) -> None:
-        """Starts with empty ranks and states."""
+        """Starts with empty ranks and states, and no results."""
+        self.results = self.reranked = None
         self.ranks.reset()
         self._bank = StateBank()
 

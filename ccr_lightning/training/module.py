@@ -22,7 +22,7 @@ from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch
 from ccr_lightning.training.checks import check_mrv_languages, check_pivot, check_tokenizer
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, negative_hardness
-from ccr_lightning.training.optim import freeze_unused, linear_warmup_decay, parameter_groups
+from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
 
@@ -211,7 +211,7 @@ class RetrievalModule(LightningModule):
         )
         # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
         fused = None if "mixed" in str(self.trainer.precision) else True
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
+        optimizer = adamw(groups, self.betas, fused=fused)
         total_steps = self.trainer.estimated_stepping_batches
         # That built the training loader. Lightning has to build it again, once a resumed run's progress is restored.
         self.trainer.fit_loop._combined_loader = None

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+
+import ccr_lightning
 
 _KINDS = {
     "int": "an int",
@@ -20,9 +26,11 @@ _KINDS = {
     "bool": "true or false",
     "Sequence": "a list",
     "list": "a list",
-    "dict": "a mapping",
+    "Mapping": "a mapping such as {name: value}",
+    "dict": "a mapping such as {name: value}",
     "NoneType": "null",
 }
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 _UNKNOWN = (
     re.compile(r"does not accept option '(?P<key>[^']+)'"),
     re.compile(r"unrecognized arguments: (?P<key>\S+)"),
@@ -43,13 +51,15 @@ def explain_parse_error(message: str, parsers: Iterable[ArgumentParser]) -> str:
         >>> explain_parse_error("unrecognized arguments: --data.batchsize 3", [parser])
         "'data.batchsize' is not a setting: did you mean 'data.batch_size'?"
     """
-    if explained := re.search(r"'[^']+' is not a setting: [^?]+\?", message):  # of a nested parser
-        return explained[0]
+    if nested := re.search(r"'[^']+' is not a setting: (?:[^?]+\?|.*lists all settings\.)", message):
+        return nested[0]
+    if explained := _explain_class(message):
+        return explained
     for pattern in _UNKNOWN:
         if found := pattern.search(message):
             key = found["key"].lstrip("-").split("=")[0]
             where = "".join(f"{place}." for place in re.findall(r'Parser key "([^"]+)"', message))
-            hint = _suggestion(key, {*_dotted_settings(parsers), *_constructor_arguments()})
+            hint = _suggestion(key, {*_dotted_settings(parsers), *_constructor_arguments(), *_CLASS_KEYS})
             return f"'{where}{key}' is not a setting: {hint}"
     return _explain_config(message) or _explain_value(message) or " ".join(message.split())
 
@@ -58,11 +68,11 @@ def _explain_config(message: str) -> str | None:
     """Names the file, which the parser does not, and the place in it."""
     if not message.startswith(("Problems parsing config", "Unexpected config")):
         return None
-    given = [arg.removeprefix("--config=") for arg in sys.argv if arg.startswith("--config=")]
-    given += [path for arg, path in pairwise(sys.argv) if arg in ("-c", "--config")]
-    for path in given:
+    for path in _given_configs():
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            return f"{path}, byte {error.start + 1}: this is no UTF-8; save the file as UTF-8."
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             return (
@@ -75,24 +85,53 @@ def _explain_config(message: str) -> str | None:
     return None
 
 
+def _given_configs() -> list[str]:
+    given = [arg.removeprefix("--config=") for arg in sys.argv if arg.startswith("--config=")]
+    return given + [path for arg, path in pairwise(sys.argv) if arg in ("-c", "--config")]
+
+
+def _explain_class(message: str) -> str | None:
+    """Finds a misspelt ``class_path`` or ``init_args`` in the files, of which the parser says all sorts of things."""
+    if message.startswith(("Problems parsing config", "Unexpected config")):
+        return None
+    for path in _given_configs():
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            for key, meant in _misspelt_keys(content):
+                return f"'{key}' is not a setting: did you mean '{meant}'?"
+    return None
+
+
+def _misspelt_keys(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    if not isinstance(tree, dict):
+        return
+    for key, value in tree.items():
+        missing = {"class_path", "init_args"} - tree.keys()
+        if len(missing) == 1 and key not in _CLASS_KEYS and (close := get_close_matches(str(key), missing)):
+            yield f"{place}{key}", close[0]
+        yield from _misspelt_keys(value, f"{place}{key}.")
+
+
 def _explain_value(message: str) -> str | None:
     """Says which setting has a wrong value, and what it takes."""
     found = re.match(r'Parser key "(?P<key>[^"]+)":\s*(?P<problem>.*)', message, re.DOTALL)
     if not found:
         return None
     key, problem = found["key"], found["problem"]
-    if nested := re.search(r"'(?P<key>[^'\n]+)' (?P<says>is [^\n]*: (?:give|choose) [^\n]*\.)$", problem, re.MULTILINE):
+    if nested := re.search(
+        r"'(?P<key>[^'\n]+)' (?P<says>is [^\n]*: (?:give|choose|did you mean) [^\n]*[.?])$", problem, re.MULTILINE
+    ):
         return f"'{key}.init_args.{nested['key']}' {nested['says']}"
     if missing := re.match(r"File does not exist: '([^']+)'", problem):
         return f"--{key} {missing[1]}: there is no such file; check the path."
-    given = re.search(
-        r"(?:Got value|Given value|import path string): (?P<value>.*)|class_path '(?P<path>[^']*)'", problem
-    )
+    if path := re.search(r"(?:class_path '|import path string: |Import path )(?P<path>[^'\s]*)", problem):
+        return f"'{key}' is '{path['path']}': {_class_hint(path['path'])}"
+    given = re.search(r"(?:Got value|Given value): (?P<value>.*)", problem)
     if not given:
         return None
-    value = given["value"] or given["path"]
+    value = given["value"]
     if re.search("protocol|[Ii]mport path|class_path", problem):
-        return f"'{key}' is '{value}': give the class_path of a suitable class and its init_args."
+        return f"'{key}' is '{value}': {_class_hint(value)}"
     expected = re.findall(r"Expected an? (?:<class ')?(.+?)(?:'>)?(?:\. Got value.*)?$", problem, re.MULTILINE)
     kinds = [_KINDS.get(kind.split(".")[-1]) or _choices(kind) for kind in expected]
     return f"'{key}' is '{value}': {'choose' if kinds[0].startswith('one of') else 'give'} {' or '.join(kinds)}."
@@ -100,7 +139,16 @@ def _explain_value(message: str) -> str | None:
 
 def _choices(kind: str) -> str:
     choices = re.findall(r"'([^']*)'", kind)
-    return f"one of {', '.join(choices)}" if choices else f"a {kind}"
+    return f"one of {', '.join(choices)}" if choices else f"a {kind.split('.')[-1]}"
+
+
+def _class_hint(path: str) -> str:
+    name = path.rpartition(".")[2]
+    known = {cls.__name__: f"{cls.__module__}.{cls.__name__}" for cls in _classes()}
+    close = get_close_matches(name, known, n=1, cutoff=0.75)
+    if close and known[close[0]] != path:
+        return f"did you mean '{known[close[0]]}'?"
+    return "give the class_path of a suitable class and its init_args."
 
 
 def _suggestion(key: str, known: set[str]) -> str:
@@ -123,7 +171,18 @@ def _dotted_settings(parsers: Iterable[ArgumentParser]) -> Iterator[str]:
 
 def _constructor_arguments() -> Iterator[str]:
     """Settings below ``init_args``: what the constructors of the package's classes take."""
-    for module in [module for name, module in sys.modules.items() if name.startswith("ccr_lightning.")]:
-        for _, cls in inspect.getmembers(module, inspect.isclass):
-            if cls.__module__ == module.__name__ and "__init__" in vars(cls):
-                yield from inspect.signature(cls).parameters
+    for cls in _classes():
+        if "__init__" in vars(cls):
+            yield from inspect.signature(cls).parameters
+
+
+def _classes() -> Iterator[type]:
+    """The package's public classes that can be built, also of modules that have not been imported yet."""
+    for info in pkgutil.walk_packages(ccr_lightning.__path__, "ccr_lightning."):
+        with suppress(ImportError):  # of an extra that is not installed
+            module = importlib.import_module(info.name)
+            for name, cls in inspect.getmembers(module, inspect.isclass):
+                if cls.__module__ == module.__name__ and not (
+                    name.startswith("_") or getattr(cls, "_is_protocol", False)
+                ):
+                    yield cls

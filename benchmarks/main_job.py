@@ -17,7 +17,7 @@ RERANK_DEPTH = 16
 
 
 def main() -> None:
-    """Trains and scores each seed that has no run yet, then prints the table."""
+    """Trains each seed that has no results yet, going on where it was interrupted, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", default="configs/pretrain.yaml")
@@ -32,23 +32,38 @@ def main() -> None:
 
 def _row(seed: int, config: str, runs_dir: Path) -> list[str]:
     run = runs_dir / f"seed-{seed}"
-    minutes = "-"
     if not (run / "results.json").exists():
-        start = time.monotonic()
-        _ccr("fit", "--config", config, "--seed_everything", str(seed), "--name", run.name, "--runs_dir", str(runs_dir))
-        minutes = f"{(time.monotonic() - start) / 60:.1f}"
+        _train(seed, config, run)
     _ccr("test", "--ckpt_path", str(run), "--model.rerank_depth", str(RERANK_DEPTH), "--trainer.devices", "1")
     dual = json.loads((run / "results.json").read_text(encoding="utf-8"))
     reranked = json.loads((run / "results-reranked.json").read_text(encoding="utf-8"))
     return [
         str(seed),
-        minutes,
+        f"{_minutes(run):.1f}" if _minutes(run) else "-",
         *(f"{_recall(dual, k):.1f}" for k in (1, 5, 10)),
         f"{dual['mrv']['mean']:.2f}",
         f"{dual['mrsd']['mean']:.2f}",
         f"{_recall(reranked, 1):.1f}",
         f"{reranked['mrv']['mean']:.2f}",
     ]
+
+
+def _train(seed: int, config: str, run: Path) -> None:
+    """Trains, and adds the time it took to that of earlier attempts."""
+    start, earlier = time.monotonic(), _minutes(run)
+    settings = ["--seed_everything", str(seed), "--name", run.name, "--runs_dir", str(run.parent)]
+    try:
+        _ccr("fit", "--config", config, *settings, "--resume", "auto")
+    finally:
+        run.mkdir(parents=True, exist_ok=True)
+        minutes = earlier + (time.monotonic() - start) / 60
+        (run / "minutes.txt").write_text(f"{minutes:.2f}\n", encoding="utf-8")
+
+
+def _minutes(run: Path) -> float:
+    """How long the run has trained, as far as it was trained by this program."""
+    file = run / "minutes.txt"
+    return float(file.read_text(encoding="utf-8")) if file.exists() else 0.0
 
 
 def _ccr(*args: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
@@ -51,6 +53,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
             raise CCRError(f"{path}: the file is not the checkpoint of a run; pass one that ccr fit wrote.")
         return checkpoint
+
+
+class KeepBestScore(Callback):
+    """Lets a run that resumes from its own folder know its best score, also where the folder was moved or copied to.
+
+    A checkpoint says where its folder was when it was written, and Lightning forgets the best score if that is not the
+    run's folder now.
+    """
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts the paths right before the callbacks take their states."""
+        folder = Path(str(trainer.ckpt_path)).resolve().parent
+
+        def here(path: str) -> str:
+            return path and str(folder / Path(path).name)
+
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if state is None or not isinstance(callback, ModelCheckpoint):
+                continue
+            if callback.dirpath == str(folder):
+                state["dirpath"] = str(folder)
+                state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
+                for name in ("best_model_path", "kth_best_model_path"):
+                    state[name] = here(state[name])
+            if not all(Path(path).exists() for path in state["best_k_models"]):
+                state["dirpath"] = None  # a score without its checkpoint would keep a worse one from being saved
 
 
 def explain_mismatch(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,101 @@
+"""``metrics.csv`` of a run: what was logged, and when."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers.logger import Logger
+
+from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write
+
+
+class MetricsFile(Logger):
+    """Writes what a run logs to a CSV file: a line each time, with the columns ``step`` and one per name.
+
+    A file that is there stays as it is until the first line is logged, so that a start that fails costs nothing. That
+    line replaces it; a run that resumes keeps the lines from before its checkpoint.
+
+    Args:
+        path: The file.
+        first_step: Lines of earlier steps, of which the file may hold some, are kept; 0 keeps none.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
+        >>> MetricsFile(path).log_metrics({"train/loss": 2.5}, step=0)
+        >>> MetricsFile(path, first_step=1).log_metrics({"train/loss": 1.5}, step=1)
+        >>> print(path.read_text(), end="")
+        step,train/loss
+        0,2.5
+        1,1.5
+    """
+
+    def __init__(self, path: Path, first_step: int = 0) -> None:
+        super().__init__()
+        self._path = path
+        self._first_step = first_step
+        self._columns: list[str] = []  # those of the file, once it is this run's
+
+    @property
+    def name(self) -> str:
+        """None, for the folder is the run's own."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """None, for the folder is the run's own."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the file."""
+        return str(self._path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a line.
+
+        Raises:
+            CCRError: If it cannot be written.
+        """
+        line = {**metrics, "step": step}
+        if line.keys() <= set(self._columns):
+            self._append(line)
+        else:
+            lines = [*self._lines(), line]
+            self._columns = sorted(set().union(*lines))
+            header = {name: name for name in self._columns}
+            with atomic_write(self._path, "the metrics", "free some space or change --runs_dir") as file:
+                file.write(self._csv([header, *lines]).encode())
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Does nothing: config.yaml says everything."""
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The lines of the file that stay, without their empty cells."""
+        if not self._path.is_file():
+            return []
+        text = self._path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a crash may have broken off the last line
+        lines = [{name: value for name, value in line.items() if value} for line in csv.DictReader(io.StringIO(whole))]
+        return lines if self._columns else [line for line in lines if int(line["step"]) < self._first_step]
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                file.write(self._csv([line]))
+        except OSError as error:
+            raise CCRError(
+                f"{self._path}: the metrics could not be written ({error}); free some space or change --runs_dir."
+            ) from error
+
+    def _csv(self, lines: Sequence[Mapping[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(lines)
+        return text.getvalue()

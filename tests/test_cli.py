@@ -1,11 +1,13 @@
 """The command line: real processes where it matters, the same ``main`` in this process elsewhere."""
 
 import csv
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from ccr_lightning.cli.main import main
 from ccr_lightning.training.module import RetrievalModule
 
 LANGUAGES = ("en", "de", "ja")
+SOURCES = "ccr_lightning.data.sources."
 
 
 def start(*arguments, **settings):
@@ -88,6 +91,8 @@ def loads_no_torch(*arguments):
         (["test", "--help"], "usage: ccr test --ckpt_path PATH"),
         (["validate", "--help"], "usage: ccr validate"),
         (["predict", "--help"], "usage: ccr predict"),
+        (["test", "--help"], "ccr test --ckpt_path runs/pretrain --model.rerank_depth 16 --trainer.devices 1 "),
+        (["predict", "--help"], "ccr predict --ckpt_path runs/pretrain --trainer.devices 1 "),
     ],
 )
 def test_help_loads_no_torch(arguments, says):
@@ -404,36 +409,174 @@ def test_the_last_checkpoint_is_the_last_one(ccr, config, tmp_path):
 
 
 def test_without_a_validation_the_last_checkpoint_is_tested(ccr, config, tmp_path):
-    status, _, _ = ccr(
+    status, output, _ = ccr(
         "fit", "--config", config, "--runs_dir", tmp_path, "--name", "short", "--trainer.max_epochs", 1,
         "--trainer.check_val_every_n_epoch", 5,
     )  # fmt: skip
     assert status == 0
+    assert "\nno validation ran, hence there is no best checkpoint: the last one is tested\n" in output
     document = json.loads((tmp_path / "short" / "results.json").read_text())
     check_document(document, "test", 8, tmp_path / "short" / "checkpoints" / "last.ckpt")
 
 
-def test_an_interrupted_run_says_how_to_go_on(expect_error, config, tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("steps", [0, 3], ids=["before a checkpoint", "after a checkpoint"])
+def test_an_interrupted_run_says_how_to_go_on(ccr, config, tmp_path, monkeypatch, steps):
+    """The command goes on as it is, with the settings of the run and from any checkpoint that there is."""
+    step = RetrievalModule.training_step
 
-    monkeypatch.setattr(RetrievalModule, "training_step", interrupt)
+    def interrupt(module, *batch):
+        if module.trainer.global_step == steps:
+            raise KeyboardInterrupt
+        return step(module, *batch)
+
     handler = signal.getsignal(signal.SIGINT)
-    try:
-        expect_error(
-            "fit", "--config", config, "--runs_dir", tmp_path, "--name", "mine",
-            says="interrupted: continue it with --name mine --resume auto",
-        )  # fmt: skip
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalModule, "training_step", interrupt)
+        try:
+            status, _, errors = ccr(
+                "fit", "--config", config, "--runs_dir", tmp_path / "my runs", "--name", "mine", "--model.lr", 0.003
+            )
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    assert status == 1
+    (command,) = re.findall(r"^error: the run was interrupted: continue it with ccr (.+)$", errors.strip())
+    status, output, _ = ccr(*shlex.split(command))
+    assert status == 0
+    assert ("step 2/4" in output) == (steps == 0)
+    assert "step 4/4" in output
+    assert "lr: 0.003" in (tmp_path / "my runs" / "mine" / "config.yaml").read_text()
 
 
 def test_a_fast_run_for_developers_writes_no_results(ccr, config, tmp_path):
-    status, _, _ = ccr(
+    status, output, _ = ccr(
         "fit", "--config", config, "--runs_dir", tmp_path, "--name", "dev", "--trainer.fast_dev_run", "true"
     )
     assert status == 0
+    assert "\nfast_dev_run tries a few batches only: no checkpoint and no results are written\n" in output
     assert [path.name for path in (tmp_path / "dev").iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_a_fast_run_for_developers_overwrites_no_results(at_home, ccr, command):
+    before = {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()}
+    status, output, errors = ccr(command, "--ckpt_path", at_home, "--trainer.fast_dev_run", "true")
+    assert (status, errors) == (0, "")
+    assert re.fullmatch(r"fast_dev_run tries a few batches only: no (results|embeddings) are written\n", output)
+    assert {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("limit", ["0", "1", "0.5"])
+@pytest.mark.parametrize(("command", "split"), [("test", "test"), ("validate", "val"), ("predict", "predict")])
+def test_a_part_of_a_split_is_not_scored(at_home, expect_error, command, split, limit):
+    before = {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()}
+    expect_error(
+        command, "--ckpt_path", at_home, f"--trainer.limit_{split}_batches", limit,
+        says=rf"limit_{split}_batches is {limit}, .* pass --trainer\.limit_{split}_batches 1\.0\.$",
+    )  # fmt: skip
+    assert {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("limit", ["0", "1"])
+def test_fit_does_not_test_a_part_of_the_split(ccr, config, tmp_path, limit):
+    status, output, errors = ccr(
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "x", "--trainer.max_epochs", 1,
+        "--trainer.limit_test_batches", limit,
+    )  # fmt: skip
+    assert (status, errors) == (0, "")
+    assert not (tmp_path / "x" / "results.json").exists()
+    (command,) = re.findall(
+        rf"^not tested: limit_test_batches is {limit}, .*; to test it: ccr (.+)$", output, re.MULTILINE
+    )
+    assert ccr(*command.split())[0] == 0
+    check_document(
+        json.loads((tmp_path / "x" / "results.json").read_text()), "test", 8, tmp_path / "x/checkpoints/best.ckpt"
+    )
+
+
+def test_a_run_that_overfits_a_batch_can_be_validated(ccr, config, tmp_path):
+    """The setting limits the validation of training; ``ccr validate`` scores the split."""
+    ccr("fit", "--config", config, "--runs_dir", tmp_path, "--name", "x", "--trainer.overfit_batches", 1)
+    assert ccr("validate", "--ckpt_path", tmp_path / "x")[0] == 0
+
+
+def test_validation_before_training(ccr, config, tmp_path):
+    status, output, errors = ccr(
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "x", "--trainer.max_epochs", 1,
+        "--trainer.num_sanity_val_steps", 2,
+    )  # fmt: skip
+    assert (status, errors) == (0, "")
+    assert re.findall(r"^step (\d)/2", output, re.MULTILINE) == ["2"]
+
+
+@pytest.mark.parametrize("setting", ["--trainer.max_epochs", "--trainer.max_steps", "--trainer.limit_train_batches"])
+def test_a_run_that_trains_nothing(expect_error, config, tmp_path, setting):
+    expect_error(
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "x", setting, 0,
+        says=r"^error: nothing was trained, and there is nothing to test: raise --trainer\.max_epochs, max_steps, ",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("trainer.devices", "0"),
+        ("trainer.devices", "-2"),
+        ("trainer.strategy", "foo"),
+        ("trainer.max_time", "foo"),
+        ("trainer.val_check_interval", "100"),
+        ("model.masked_lm_weight", "0"),
+    ],
+)
+def test_a_start_that_fails_leaves_the_run_as_it_was(at_home, ccr, config, name, value):
+    before = {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()}
+    status, *_ = ccr("fit", "--config", config, "--resume", "auto", f"--{name}", value)
+    assert status == 1
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_that_has_moved_knows_its_best_score(ccr, config, tmp_path):
+    """The model barely learns: no later epoch is better than the first, and best.ckpt stays that of the first."""
+    fit = ("fit", "--config", config, "--runs_dir", tmp_path, "--model.lr", 1e-12)
+    assert ccr(*fit, "--name", "a", "--trainer.max_epochs", 1)[0] == 0
+    for name in ("moved", "without-best"):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+    (tmp_path / "without-best" / "checkpoints" / "best.ckpt").unlink()
+    shutil.rmtree(tmp_path / "a")
+
+    def epoch_of_best(name, resume, epochs=2):
+        assert ccr(*fit, "--name", name, "--trainer.max_epochs", epochs, "--resume", resume)[0] == 0
+        return torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+
+    assert epoch_of_best("moved", "must") == 0
+    assert epoch_of_best("without-best", "must") == 1
+    (tmp_path / "moved").rename(tmp_path / "elsewhere")
+    assert epoch_of_best("moved", tmp_path / "elsewhere" / "checkpoints" / "last.ckpt", epochs=3) == 2
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Nothing more can be synced to disk."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk(at_home, expect_error, config):
+    (at_home / "embeddings.safetensors").write_bytes(b"earlier ones")
+    before = {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()}
+    fit = ("fit", "--config", config, "--resume", "auto", "--trainer.max_epochs", 3)
+    for arguments, says in (
+        (fit, r"config\.yaml: the configuration could not be written \(.*No space"),
+        (
+            ("predict", "--ckpt_path", at_home),
+            r"embeddings\.safetensors: the embeddings could not be written \(.*No sp",
+        ),
+    ):
+        expect_error(*arguments, says=says)
+        assert {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()} == before
 
 
 # ---- settings, data and checkpoints that are wrong
@@ -466,8 +609,19 @@ def test_a_fast_run_for_developers_writes_no_results(ccr, config, tmp_path):
         (["--trainer.max_epochs", "-1"], "set --trainer.max_epochs"),
         (["--trainer.accelerator", "abacus"], "the trainer cannot be built: .*abacus"),
         (["--trainer.devices", "0"], "the trainer cannot be built: "),
+        (["--trainer.check_val_every_n_epoch", "0"], r"check_val_every_n_epoch is 0: give a number above 0\.$"),
+        (["--trainer.accumulate_grad_batches", "0"], r"accumulate_grad_batches is 0: give a number above 0\.$"),
+        (["--trainer.val_check_interval", "0"], r"trainer\.val_check_interval is 0: give a number above 0\.$"),
+        (["--trainer.gradient_clip_val", "-1"], r"trainer\.gradient_clip_val is -1: give 0 or more\.$"),
         (["--seed_everything", "-1"], "--seed_everything: -1 is not in bounds"),
         (["--config", "nowhere.yaml"], r"nowhere\.yaml: there is no such file; check the path\.$"),
+        (["--data.source.init_args.files", "abc"], r"args\.files' is 'abc': give a mapping such as {name: value}\.$"),
+        (["--data.source", SOURCES + "jsonl.JsonLine"], rf"did you mean '{SOURCES}jsonl\.JsonLines'\?$"),
+        (["--data.source", SOURCES + "json.JsonLines"], rf"did you mean '{SOURCES}jsonl\.JsonLines'\?$"),
+        (["--data.source", "JsonLines"], rf"'data\.source' is 'JsonLines': did you mean '{SOURCES}jsonl\.J"),
+        (["--data.source", "mine.Source"], r"'data\.source' is 'mine\.Source': give the class_path of a suitable"),
+        (["--data.source", "ccr_lightning.models.vision.ImageEncoder"], r"ImageEncoder': give the class_path of a su"),
+        (["--data.source.class_pat", SOURCES + "jsonl.JsonLines"], "'class_pat' is not a setting: did you mean 'class"),
         (["--data.source.init_args.files", "{train: nowhere.jsonl}"], "nowhere.jsonl: the captions of split 'train'"),
     ],
 )  # fmt: skip
@@ -516,6 +670,51 @@ def test_configs_that_are_no_configs(expect_error, tmp_path, text, says):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('model: {lr: "é"}'.encode("latin-1"), r"broken\.yaml, byte 14: this is no UTF-8; save the file as UTF-8\.$"),
+        ("model: {lr: 1}".encode("utf-16"), r"broken\.yaml, byte 1: this is no UTF-8"),
+    ],
+)
+def test_configs_in_another_encoding(expect_error, tmp_path, content, says):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    expect_error("fit", "--config", path, "--runs_dir", tmp_path / "runs", says=says)
+
+
+@pytest.mark.parametrize("part", ["data.source", "model.retriever", "model.retriever.init_args.image_encoder"])
+@pytest.mark.parametrize(("old", "new"), [("class_path", "class_pat"), ("init_args", "init_arg")])
+def test_misspelt_keys_of_a_class(expect_error, config, tmp_path, part, old, new):
+    content = json.loads(config.read_text())
+    of = content
+    for name in part.split("."):
+        of = of[name]
+    of[new] = of.pop(old)
+    path = tmp_path / "misspelt.yaml"
+    path.write_text(json.dumps(content))
+    expect_error(
+        "fit", "--config", path, "--runs_dir", tmp_path / "runs",
+        says=rf"^error: '{part}\.{new}' is not a setting: did you mean '{old}'\?$",
+    )  # fmt: skip
+
+
+def test_a_class_of_a_config_that_does_not_exist(expect_error, config, tmp_path):
+    path = tmp_path / "misspelt.yaml"
+    path.write_text(config.read_text().replace("vision.ImageEncoder", "vision.ImageEncodr"))
+    expect_error(
+        "fit", "--config", path, "--runs_dir", tmp_path / "runs",
+        says=r"^error: 'model\.retriever\.init_args\.image_encoder' is .*: did you mean '.*\.vision\.ImageEncoder'\?$",
+    )  # fmt: skip
+
+
+def test_validation_does_not_re_rank(at_home, expect_error):
+    expect_error(
+        "validate", "--ckpt_path", at_home, "--model.rerank_depth", 3,
+        says=r"ccr validate does not re-rank: pass --model\.rerank_depth 0, or re-rank with ccr test",
+    )  # fmt: skip
 
 
 def test_folders_that_cannot_be_written(expect_error, config, tmp_path):

@@ -27,11 +27,14 @@ def config(tmp_path_factory, write_tiny_jsonl, tiny_config):
     return path
 
 
-def two_processes(config, runs, name, *settings):
+def command(config, runs, name, *settings):
     devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
-    command = [sys.executable, "-m", "ccr_lightning.cli.main", "fit", "--config", str(config), "--runs_dir", str(runs)]
-    command += ["--name", name, *devices, *settings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return ["fit", "--config", str(config), "--runs_dir", str(runs), "--name", name, *devices, *settings]
+
+
+def two_processes(config, runs, name, *settings):
+    program = [sys.executable, "-m", "ccr_lightning.cli.main", *command(config, runs, name, *settings)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1
     assert "Warning" not in done.stderr
@@ -75,3 +78,34 @@ def test_two_processes_train_all_losses(config, tmp_path):
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
     logged = (tmp_path / "all" / "metrics.csv").read_text()
     assert all(f"train/{name}" in logged for name in ("contrastive", "matching", "masked_lm"))
+
+
+FAILS = """
+import sys
+from ccr_lightning.cli import main
+from ccr_lightning.errors import CCRError
+from ccr_lightning.training.module import RetrievalModule
+
+step = RetrievalModule.training_step
+
+def fail(module, batch, batch_idx):
+    if batch_idx == 1 and module.global_rank in {ranks}:
+        raise CCRError("the picture is damaged.")
+    return step(module, batch, batch_idx)
+
+RetrievalModule.training_step = fail
+main.SECONDS_FOR_THE_FIRST = {seconds}
+sys.exit(main.main())
+"""
+ELSEWHERE = "error: another process of this run stopped and said why; mend that and start again."
+
+
+@pytest.mark.parametrize(("ranks", "more"), [([0, 1], []), ([0], []), ([1], [ELSEWHERE])])
+def test_an_error_is_said_once(config, tmp_path, ranks, more):
+    """Whether all processes find it or one of them does; the connections that then break are nothing to read about."""
+    program = tmp_path / "fails.py"
+    program.write_text(FAILS.format(ranks=ranks, seconds=3 if ranks == [1] else 60))
+    arguments = [sys.executable, str(program), *command(config, tmp_path, "fails")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == ["error: the picture is damaged.", *more]

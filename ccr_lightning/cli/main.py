@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,7 +84,7 @@ options:
 {_TRAINED}
 {_SETTINGS}
 example:
-  ccr test --ckpt_path runs/pretrain --model.rerank_depth 16
+  ccr test --ckpt_path runs/pretrain --model.rerank_depth 16 --trainer.devices 1   (re-ranking runs on one device)
 """,
     "predict": f"""\
 usage: ccr predict --ckpt_path PATH [settings]
@@ -93,8 +94,13 @@ embeddings.json (the names that the ids stand for).
 
 options:
 {_TRAINED}
-{_SETTINGS}""",
+{_SETTINGS}
+example:
+  ccr predict --ckpt_path runs/pretrain --trainer.devices 1   (it runs on one device)
+""",
 }
+
+SECONDS_FOR_THE_FIRST = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,13 +121,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] in ("-V", "--version"):
         print(f"ccr-lightning {__version__}")
         return 0
+    parent = os.getppid()
     try:
         return _dispatch(args)
-    except CCRError as error:
+    except Exception as error:
+        if _first_process_speaks(parent):
+            return 1
+        if not isinstance(error, CCRError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         if os.environ.get("CCR_TRACEBACK"):
             raise
         return 1
+
+
+def _first_process_speaks(parent: int) -> bool:
+    """Whether this process of several may be silent, because its parent, the first one, has ended with an error too.
+
+    Most errors are found by all processes; what the first one does not find within some seconds is this one's to say.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return False
+    deadline = time.monotonic() + SECONDS_FOR_THE_FIRST
+    while os.getppid() == parent and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return os.getppid() != parent
 
 
 def _dispatch(args: list[str]) -> int:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
+import shlex
 import sys
+import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
-from safetensors.torch import save_file
 
 from ccr_lightning.cli.messages import explain_parse_error
+from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.errors import CCRError
-from ccr_lightning.evaluation.results import results_document, write_results
-from ccr_lightning.evaluation.table import print_results
-from ccr_lightning.training.checkpointing import AtomicCheckpointIO, RunFolder
+from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
+from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.progress import EpochSummary
 
@@ -37,6 +35,10 @@ TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
     "enable_model_summary": False,
 }
+
+# Numbers that Lightning takes as they are: it divides by the former, and trains uphill with a negative clip.
+ABOVE_ZERO = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
+NOT_BELOW_ZERO = ("gradient_clip_val", "log_every_n_steps")
 
 STEPS_BETWEEN_CHECKPOINTS = 1000  # within an epoch, so that a crash costs little of a long one
 
@@ -81,6 +83,13 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Also explains the one fault of a configuration file that the parser lets pass."""
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            parser.error(f"Problems parsing config: {error}", error)
+
     def _parse_ckpt_path(self) -> None:
         """The command line wins over hyper-parameters that a checkpoint carries."""
 
@@ -105,6 +114,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        _check_numbers(config)
         config["default_root_dir"] = str(self.folder.path)
         callbacks: list[Any] = [EpochSummary()]
         if config.get("enable_progress_bar") is not False and sys.stdout.isatty():
@@ -112,111 +122,140 @@ class TrainingCLI(LightningCLI):
         else:
             config["enable_progress_bar"] = False
         if self.subcommand == "fit":
-            self.folder.create()
             checkpoints: dict[str, Any] = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
             callbacks += [
                 ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints),
                 # Not save_last=True, which saves only when the best checkpoint is a new one.
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
                 ModelCheckpoint(filename="last", every_n_train_steps=STEPS_BETWEEN_CHECKPOINTS, **checkpoints),
+                KeepBestScore(),
+                LambdaCallback(on_train_start=lambda *_: self._save_config()),  # a start that fails changes nothing
             ]
             if config.get("logger") is None:
-                config["logger"] = self._csv_logger()
+                config["logger"] = self._metrics_file()
         else:
             config["logger"] = False
+            config["overfit_batches"] = 0.0  # a setting of training, which limits validation too
         config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         try:
             return self._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, ValueError) as error:  # for example, there is no such device
+        except (MisconfigurationException, TypeError, ValueError) as error:  # for example, there is no such device
             raise CCRError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
 
-    def _csv_logger(self) -> CSVLogger:
-        """Writes metrics.csv; a resumed run keeps the lines up to its checkpoint, which Lightning would delete."""
-        path = self.folder.path / "metrics.csv"
-        lines: list[dict[str, Any]] = []
-        if self.resume_from and self.resume_from.parent == self.folder.checkpoints and path.is_file():
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:  # for example, a collective that another process has left
+            if self._another_process_failed():
+                raise CCRError(
+                    "another process of this run stopped and said why; mend that and start again."
+                ) from error
+            raise
+
+    def _another_process_failed(self) -> bool:
+        others = getattr(self.trainer.strategy.launcher, "procs", [])
+        deadline = time.monotonic() + 3
+        while others and time.monotonic() < deadline:  # its connections close before it has ended
+            if any(process.poll() for process in others):
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _metrics_file(self) -> MetricsFile:
+        """A run that resumes from its own checkpoint keeps the metrics up to there."""
+        step = 0
+        if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
             step = AtomicCheckpointIO().load_checkpoint(self.resume_from, "meta")["global_step"]
-            with path.open(encoding="utf-8", newline="") as file:
-                every = [{name: value for name, value in line.items() if value} for line in csv.DictReader(file)]
-            lines = [line for line in every if int(line["step"]) < step]
-        logger = CSVLogger(self.folder.path, name="", version="")
-        for line in lines:
-            logger.log_metrics(line, int(line.pop("step")))
-        return logger
+        return MetricsFile(self.folder.path / "metrics.csv", first_step=step)
 
     def fit(self, model: RetrievalModule, datamodule: CaptionDataModule) -> None:
         """Trains, then tests the best checkpoint."""
-        self._save_config()
+        self.folder.create()
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+            self._test_what_was_trained()
         except SystemExit as error:  # what Lightning makes of Ctrl-C
-            raise CCRError(
-                f"training was interrupted: continue it with --name {self.folder.path.name} --resume auto."
-            ) from error
-        if self._get(self.config_init, "trainer").get("fast_dev_run"):
+            if not self.folder.config.exists():
+                raise CCRError("the run was interrupted before it began: start it again.") from error
+            raise CCRError(f"the run was interrupted: continue it with {self._command_to_go_on()}") from error
+
+    def _test_what_was_trained(self) -> None:
+        if self._is_trial:
+            _say("fast_dev_run tries a few batches only: no checkpoint and no results are written")
             return
-        best = self.folder.best if self.folder.best.exists() else self.folder.last
-        self.trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
-        self._report("test", best)
+        if not self.folder.last.exists():
+            raise CCRError(
+                "nothing was trained, and there is nothing to test: raise --trainer.max_epochs, max_steps, max_time or "
+                "limit_train_batches."
+            )
+        if part := self._part("test"):
+            command = shlex.join(["ccr", "test", "--ckpt_path", str(self.folder.path)])
+            _say(f"not tested: {part}; to test it: {command} --trainer.limit_test_batches 1.0")
+            return
+        if not self.folder.best.exists():
+            _say("no validation ran, hence there is no best checkpoint: the last one is tested")
+        self._score("test", self.folder.best if self.folder.best.exists() else self.folder.last)
+
+    def _command_to_go_on(self) -> str:
+        resume = "must" if self.folder.last.exists() else self.resume_from or "auto"
+        path = self.folder.path
+        command = ["ccr", "fit", "--config", self.folder.config, "--runs_dir", path.parent, "--name", path.name]
+        return shlex.join(map(str, [*command, "--resume", resume]))
 
     def validate(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
         """Scores a checkpoint on the validation split."""
-        self.trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-        self._report("val", Path(ckpt_path))
+        if model.rerank_depth:
+            raise CCRError("ccr validate does not re-rank: pass --model.rerank_depth 0, or re-rank with ccr test.")
+        self._refuse_part("val")
+        self._score("val", Path(ckpt_path))
 
     def test(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
         """Scores a checkpoint on the test split."""
-        self.trainer.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-        self._report("test", Path(ckpt_path))
+        self._refuse_part("test")
+        self._score("test", Path(ckpt_path))
 
     def predict(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
         """Writes the embeddings of the test split."""
         if self.trainer.world_size > 1:
             raise CCRError("ccr predict runs on one device: pass --trainer.devices 1.")
+        self._refuse_part("predict")
         predictions: Any = self.trainer.predict(
             model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, return_predictions=True
         )
-        images, captions = predictions
-        tensors = {
-            f"{kind}_{name}": torch.cat([batch[name] for batch in batches]).contiguous()
-            for kind, batches in (("image", images), ("text", captions))
-            for name in batches[0]
-        }
-        self.folder.create()
-        save_file(tensors, self.folder.path / "embeddings.safetensors")
-        names = {"image_ids": datamodule.image_names("test"), "languages": list(datamodule.languages)}
-        (self.folder.path / "embeddings.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
-        n_images, n_captions = len(tensors["image_embeds"]), len(tensors["text_embeds"])
-        print(f"{n_images} images and {n_captions} captions written to {self.folder.path / 'embeddings.safetensors'}")
+        if self._is_trial:
+            _say("fast_dev_run tries a few batches only: no embeddings are written")
+            return
+        write_embeddings(self.folder.path, predictions, datamodule.image_names("test"), datamodule.languages)
+
+    def _score(self, split: Literal["val", "test"], checkpoint: Path) -> None:
+        evaluate = self.trainer.test if split == "test" else self.trainer.validate
+        evaluate(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        if self._is_trial:
+            _say("fast_dev_run tries a few batches only: no results are written")
+        elif self.trainer.is_global_zero:
+            write_scores(self.folder.path, self.model, self.datamodule.source.name, split, checkpoint)
+
+    @property
+    def _is_trial(self) -> bool:
+        return bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
+
+    def _refuse_part(self, split: str) -> None:
+        """Stops before numbers are made that are not those of the split."""
+        if (part := self._part(split)) and not self._is_trial:
+            raise CCRError(f"{part}: pass --trainer.limit_{split}_batches 1.0.")
+
+    def _part(self, split: str) -> str | None:
+        limit = getattr(self.trainer, f"limit_{split}_batches")
+        if isinstance(limit, float) and limit == 1:  # an integer is a number of batches
+            return None
+        return f"limit_{split}_batches is {limit}, and the numbers of some batches are not those of the split"
 
     @rank_zero_only
     def _save_config(self) -> None:
         settings = self.config[self.subcommand].clone()
         settings.pop("config", None)
         text = self._parser(self.subcommand).dump(settings, skip_unset=False, skip_validation=True)
-        header = f"# What made this run; repeat it with: ccr fit --config {self.folder.config} --name NAME\n"
-        self.folder.config.write_text(header + text, encoding="utf-8")
-
-    @rank_zero_only
-    def _report(self, split: str, checkpoint: Path) -> None:
-        made_with: dict[str, Any] = {
-            "dataset": self.datamodule.source.name,
-            "split": split,
-            "checkpoint": checkpoint,
-            "seed": self.model.seed,
-        }
-        documents = {
-            "-val" if split == "val" else "": results_document(self.model.results, rerank_depth=0, **made_with)
-        }
-        if self.model.reranked:
-            documents["-reranked"] = results_document(
-                self.model.reranked, ranking="re-ranked", rerank_depth=self.model.rerank_depth, **made_with
-            )
-        for suffix, document in documents.items():
-            path = self.folder.path / f"results{suffix}.json"
-            write_results(path, document)
-            print_results(document)
-            print(f"written to {path}")
+        write_config(self.folder.config, text)
 
 
 def run(args: list[str]) -> int:
@@ -251,6 +290,19 @@ def run(args: list[str]) -> int:
     return 0
 
 
+def _check_numbers(trainer: Mapping[str, Any]) -> None:
+    for name in (*ABOVE_ZERO, *NOT_BELOW_ZERO):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and (value < 0 or (value == 0 and name in ABOVE_ZERO)):
+            expected = "a number above 0" if name in ABOVE_ZERO else "0 or more"
+            raise CCRError(f"trainer.{name} is {value}: give {expected}.")
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 @rank_zero_only
 def _prepare_data(settings: Namespace) -> None:
     """Prepares all splits before the model is built and trained: what is wrong with the data shows at once."""
@@ -266,11 +318,11 @@ def _quieten() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
+        ".*could not find the monitored key.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*recommended to use `self.log.*sync_dist=True.*",
         ".*Grad strides do not match bucket view strides.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*The dirpath has changed from .*",
         ".*GPU available but not used.*",

@@ -1,0 +1,88 @@
+"""What the commands write into the folder of a run: configuration, scores and embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ccr_lightning.evaluation.results import results_document, write_results
+from ccr_lightning.evaluation.table import print_results
+from ccr_lightning.files import atomic_write
+from ccr_lightning.training.module import RetrievalModule
+
+_ADVICE = "free some space or change --runs_dir"
+
+
+def write_config(path: Path, text: str) -> None:
+    """Writes a run's configuration, with a line on top that says how to use it.
+
+    Raises:
+        CCRError: If it cannot be written.
+    """
+    header = f"# What made this run; repeat it with: ccr fit --config {path} --name NAME\n"
+    with atomic_write(path, "the configuration", _ADVICE) as file:
+        file.write((header + text).encode())
+
+
+def write_scores(folder: Path, model: RetrievalModule, dataset: str, split: str, checkpoint: Path) -> None:
+    """Writes and prints what the model scored on a split, and what it scored after re-ranking if it did.
+
+    Raises:
+        CCRError: If a file cannot be written.
+    """
+    made_with: dict[str, Any] = {
+        "dataset": dataset,
+        "split": split,
+        "checkpoint": checkpoint,
+        "seed": model.seed,
+    }
+    assert model.results is not None
+    documents = {"-val" if split == "val" else "": results_document(model.results, rerank_depth=0, **made_with)}
+    if model.reranked:
+        documents["-reranked"] = results_document(
+            model.reranked, ranking="re-ranked", rerank_depth=model.rerank_depth, **made_with
+        )
+    for suffix, document in documents.items():
+        path = folder / f"results{suffix}.json"
+        write_results(path, document)
+        print_results(document)
+        print(f"written to {path}")
+
+
+def write_embeddings(
+    folder: Path,
+    predictions: Sequence[Sequence[Mapping[str, Tensor]]],
+    image_names: Sequence[str],
+    languages: Sequence[str],
+) -> None:
+    """Writes ``embeddings.safetensors``, and ``embeddings.json`` with the names that its ids stand for.
+
+    Args:
+        folder: The folder of the run.
+        predictions: What ``predict_step`` returned for each batch of images, and for each batch of captions.
+        image_names: The image id in the source of each row of the split.
+        languages: The languages, in the order of the K axis.
+
+    Raises:
+        CCRError: If a file cannot be written.
+    """
+    images, captions = predictions
+    tensors = {
+        f"{kind}_{name}": torch.cat([batch[name] for batch in batches]).contiguous()
+        for kind, batches in (("image", images), ("text", captions))
+        for name in batches[0]
+    }
+    path = folder / "embeddings.safetensors"
+    with atomic_write(path, "the embeddings", _ADVICE) as file:
+        file.write(save(tensors))
+    names = {"image_ids": list(image_names), "languages": list(languages)}
+    with atomic_write(folder / "embeddings.json", "the names of the embeddings", _ADVICE) as file:
+        file.write(json.dumps(names, ensure_ascii=False).encode())
+    n_images, n_captions = len(tensors["image_embeds"]), len(tensors["text_embeds"])
+    print(f"{n_images} images and {n_captions} captions written to {path}")

@@ -1,5 +1,6 @@
 """``ccr fit`` in two real processes against the same command in one."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def numbers(document):
     return {key: document[key] for key in ("languages", "mean_recall", "mrv", "mrsd")}
 
 
+def contrastive_losses(run):
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [float(line["train/contrastive"]) for line in csv.DictReader(file) if line["train/contrastive"]]
+
+
 def test_two_processes_do_what_one_does(config, tmp_path, monkeypatch):
     alone = ["--model.matching_weight", "0", "--model.masked_lm_weight", "0"]
     document, _ = two_processes(config, tmp_path, "two", *alone)
@@ -59,6 +65,10 @@ def test_two_processes_do_what_one_does(config, tmp_path, monkeypatch):
     for name, weight in one["state_dict"].items():
         if not name.endswith("attention.key.bias"):  # its gradient is 0 but for rounding, which AdamW makes large
             torch.testing.assert_close(two["state_dict"][name], weight, rtol=0, atol=1e-5, msg=name)
+
+    logged = [contrastive_losses(tmp_path / name) for name in ("two", "one")]  # the whole batch's, not one rank's share
+    assert len(logged[0]) == 4
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
 
     for scores in document["languages"].values():
         for of in scores.values():

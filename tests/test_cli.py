@@ -273,9 +273,9 @@ def test_rerank(at_home, ccr):
     (at_home / "results.json").unlink()
     status, output, errors = ccr("test", "--ckpt_path", "runs/drawn", "--model.rerank_depth", 3)
     assert (status, errors) == (0, "")
-    assert "jsonl, test (re-ranked, best 3)" in output
+    assert "jsonl, test (re-ranked, best 3 by matching)" in output
     document = json.loads((at_home / "results-reranked.json").read_text())
-    assert (document["ranking"], document["rerank_depth"]) == ("re-ranked", 3)
+    assert [document[key] for key in ("ranking", "rerank_depth", "rerank_by")] == ["re-ranked", 3, "matching"]
     for language, scores in document["languages"].items():
         for direction, of in scores.items():  # nothing moves in or out of the first 3
             for k in (5, 10):
@@ -594,7 +594,7 @@ def test_a_full_disk(at_home, expect_error, config):
         (["--model.retriever.init_args.embed_dims", "3"], "'embed_dims' is not a setting: did you mean 'embed_dim'"),
         (["drawn.yaml"], "'drawn.yaml' is not a setting: pass a configuration with --config"),
         (["--data.batch_size", "three"], r"^error: 'data\.batch_size' is 'three': give an int\.$"),
-        (["--model.fusion_images", "few"], r"'model\.fusion_images' is 'few': give an int or null\.$"),
+        (["--data.languages_per_step", "few"], r"'data\.languages_per_step' is 'few': give an int or null\.$"),
         (["--model.objective", "two"], r"'model\.objective' is 'two': choose one of one_to_k, one_to_one, engl"),
         (["--model.retriever.init_args.embed_dim", "x"], r"'model\.retriever\.init_args\.embed_dim' is 'x': give an i"),
         (["--data.source", "3"], r"'data\.source' is '3': give the class_path of a suitable class and its init_arg"),

@@ -46,8 +46,8 @@ def test_it_goes_on_after_an_interruption_and_keeps_the_minutes(main_job, tmp_pa
         main_job.main()
     for _ in range(2):
         main_job.main()
-        assert "\n| 3 | 3.0 | 50.0 | 50.0 | 50.0 | 2.00 | 1.00 | 50.0 | 2.00 |\n" in capsys.readouterr().out
-    assert [command for command, *_ in asked] == ["fit", "fit", "test", "test"]
+        assert "\n| 3 | 3.0 | 50.0 | 50.0 | 50.0 | 2.00 | 1.00 | 50.0, 2.00 | 50.0, 2.00 |\n" in capsys.readouterr().out
+    assert [command for command, *_ in asked] == ["fit", "fit", "test", "test", "test", "test"]
     for _, *arguments in asked[:2]:
         assert arguments[arguments.index("--resume") + 1] == "auto"
         assert arguments[arguments.index("--name") + 1] == "seed-3"

@@ -154,11 +154,14 @@ def test_the_loop_sees_clear_differences(split, pairs):
         assert closest([score[n, i] for n in range(len(captions))]) > 1e-5
 
 
-@pytest.mark.parametrize("depth", [1, 3, 6])
-@pytest.mark.parametrize("pairs_at_once", [1024, 4])
-def test_ranks_are_those_of_the_loop(retriever, bank, dual, split, pairs, depth, pairs_at_once, monkeypatch):
+@pytest.mark.parametrize("depth", [1, 3, 6, 100])  # 100: more than any gallery has
+@pytest.mark.parametrize(("pairs_at_once", "by"), [(1024, "matching"), (4, "matching"), (4, "matching_and_similarity")])
+def test_ranks_are_those_of_the_loop(retriever, bank, dual, split, pairs, depth, pairs_at_once, by, monkeypatch):
     monkeypatch.setattr(rerank_module, "PAIRS_AT_ONCE", pairs_at_once)
-    found = rerank(retriever, bank, dual, depth)
+    found = rerank(retriever, bank, dual, depth, by)
+    if by == "matching_and_similarity":
+        similarity, score = pairs
+        pairs = similarity, {pair: score[pair] + similarity[pair] / 0.07 for pair in score}
     for direction in ("image_to_text", "text_to_image"):
         assert sorted(found[direction]) == [0, 1, 2]
         for language in range(N_LANGUAGES):
@@ -180,9 +183,11 @@ def test_the_matching_head_changes_ranks_only_within_the_depth(retriever, bank, 
     assert moved > 0
 
 
-def test_a_depth_beyond_the_gallery(retriever, bank, dual):
-    with pytest.raises(CCRError, match=r"rerank_depth 7 is larger than a gallery of 6: lower --model\.rerank_depth"):
-        rerank(retriever, bank, dual, 7)
+def test_an_unknown_order(retriever, bank, dual):
+    with pytest.raises(
+        CCRError, match=r"re-ranking by 'luck' is unknown: choose matching or matching_and_similarity\."
+    ):
+        rerank(retriever, bank, dual, 3, "luck")
 
 
 def test_images_are_projected_once_each(retriever, bank, dual):

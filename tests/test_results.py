@@ -135,16 +135,23 @@ def test_document(tmp_path):
     checkpoint.write_bytes(b"weights")
     scores = retrieval_results(ranks(), LANGUAGES)
     document = results_document(
-        scores, **(MADE_WITH | {"checkpoint": checkpoint, "rerank_depth": 128}), ranking="re-ranked"
+        scores,
+        **(MADE_WITH | {"checkpoint": checkpoint, "rerank_depth": 128, "rerank_by": "matching"}),
+        ranking="re-ranked",
     )
     assert json.loads(json.dumps(document)) == document  # Python numbers throughout
     assert list(document) == [
-        *("dataset", "split", "ranking", "rerank_depth", "checkpoint", "seed", "versions"),
+        *("dataset", "split", "ranking", "rerank_depth", "rerank_by", "checkpoint", "seed", "versions"),
         *("languages", "mean_recalls", "mean_recall", "mrv", "mrsd"),
     ]
     assert {key: document[key] for key in scores} == scores
     assert document["checkpoint"] == {"path": str(checkpoint), "sha256": hashlib.sha256(b"weights").hexdigest()}
-    assert (document["ranking"], document["rerank_depth"], document["seed"]) == ("re-ranked", 128, 7)
+    assert [document[key] for key in ("ranking", "rerank_depth", "rerank_by", "seed")] == [
+        "re-ranked",
+        128,
+        "matching",
+        7,
+    ]
     packages = {"ccr_lightning", "torch", "lightning", "torchmetrics", "transformers", "timm", "tokenizers"}
     assert set(document["versions"]) == packages | {"python"}
     assert document["versions"]["ccr_lightning"] == _version.__version__
@@ -213,9 +220,11 @@ def test_table_is_readable_at_80_columns():
 
 def test_table_says_why_there_is_no_mrv_and_what_was_re_ranked(capsys):
     scores = retrieval_results(ranks(only=(2,)), LANGUAGES)
-    document = results_document(scores, **(MADE_WITH | {"rerank_depth": 128}), ranking="re-ranked")
+    document = results_document(
+        scores, **(MADE_WITH | {"rerank_depth": 128, "rerank_by": "matching"}), ranking="re-ranked"
+    )
     text = printed(document)
-    assert "(re-ranked, best 128)" in text
+    assert "(re-ranked, best 128 by matching)" in text
     assert "MRV: none, for a single language has nothing to be consistent with" in text
     print_results(document)
     assert "re-ranked" in capsys.readouterr().out

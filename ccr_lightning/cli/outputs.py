@@ -46,7 +46,11 @@ def write_scores(folder: Path, model: RetrievalModule, dataset: str, split: str,
     documents = {"-val" if split == "val" else "": results_document(model.results, rerank_depth=0, **made_with)}
     if model.reranked:
         documents["-reranked"] = results_document(
-            model.reranked, ranking="re-ranked", rerank_depth=model.rerank_depth, **made_with
+            model.reranked,
+            ranking="re-ranked",
+            rerank_depth=model.rerank_depth,
+            rerank_by=model.rerank_by,
+            **made_with,
         )
     for suffix, document in documents.items():
         path = folder / f"results{suffix}.json"

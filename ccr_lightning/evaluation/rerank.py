@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from ccr_lightning.metrics import Direction, LanguageRanks
 from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.models.transformer import KeysValues
 from ccr_lightning.types import CaptionBatch, ImageBatch
+
+RerankBy = Literal["matching", "matching_and_similarity"]
 
 PAIRS_AT_ONCE = 1024
 
@@ -63,9 +65,17 @@ class StateBank:
 
 
 def rerank(
-    retriever: Retriever, bank: StateBank, ranks: Mapping[str, Mapping[int, LanguageRanks]], depth: int
+    retriever: Retriever,
+    bank: StateBank,
+    ranks: Mapping[str, Mapping[int, LanguageRanks]],
+    depth: int,
+    by: RerankBy = "matching",
 ) -> dict[str, dict[int, LanguageRanks]]:
     """Ranks after each query's best ``depth`` candidates are put in the order of their match score.
+
+    The score is the matching head's log-odds of a match, as in the paper, or that plus the dual encoder's logit. The
+    sum has a reason: the head learns to tell matches from negatives that are drawn in proportion to exp(logit), so its
+    log-odds say how much likelier a pair is than the dual encoder believes.
 
     Candidates beyond ``depth`` keep the dual encoder's order behind the re-ranked ones, so a query whose positives are
     all beyond keeps its rank (Nie et al., KDD 2024, evaluation; in the authors' code they share one score).
@@ -74,20 +84,18 @@ def rerank(
         retriever: The model, with a fusion encoder.
         bank: What was encoded of the split.
         ranks: Those of the dual encoder, what ``RetrievalRanks.compute`` says of the same split.
-        depth: Number of candidates per query to re-rank.
+        depth: Number of candidates per query to re-rank; all of a gallery that has fewer.
+        by: ``matching`` or ``matching_and_similarity``.
 
     Returns:
         Direction to language index to ranks, as ``ranks``.
 
     Raises:
-        CCRError: If ``depth`` is larger than a gallery, or the model has no fusion encoder.
+        CCRError: If the model has no fusion encoder, or ``by`` is unknown.
     """
-    smallest = min(dual.gallery for of in ranks.values() for dual in of.values())
-    if depth > smallest:
-        raise CCRError(
-            f"rerank_depth {depth} is larger than a gallery of {smallest}: lower --model.rerank_depth to "
-            f"{smallest} or less."
-        )
+    if by not in get_args(RerankBy):
+        raise CCRError(f"re-ranking by {by!r} is unknown: choose {' or '.join(get_args(RerankBy))}.")
+    logit_scale = float(retriever.logit_scale)
     all_embeds, all_states, all_ids = bank.images()
     reranked: dict[str, dict[int, LanguageRanks]] = {direction: {} for direction in get_args(Direction)}
     for language, of_images in ranks["image_to_text"].items():
@@ -97,12 +105,14 @@ def rerank(
         for direction in get_args(Direction):
             dual = ranks[direction][language]
             if direction == "image_to_text":
-                candidates = top_candidates(image_embeds, text_embeds, depth)
+                candidates = top_candidates(image_embeds, text_embeds, min(depth, len(text_embeds)))
                 gallery_ids, text, image = text_ids, candidates, _own_number(candidates)
             else:
-                candidates = top_candidates(text_embeds, image_embeds, depth)
+                candidates = top_candidates(text_embeds, image_embeds, min(depth, len(image_embeds)))
                 gallery_ids, text, image = image_ids, _own_number(candidates), candidates
             scores = _match_scores(retriever, text_states, masks, image_states, text.flatten(), image.flatten())
+            if by == "matching_and_similarity":
+                scores += logit_scale * (text_embeds[text.flatten()] * image_embeds[image.flatten()]).sum(1)
             is_positive = gallery_ids[candidates] == dual.image_ids.cpu()[:, None]
             new = reranked_ranks(dual.ranks.cpu(), scores.view_as(candidates), is_positive)
             reranked[direction][language] = LanguageRanks(dual.image_ids.cpu(), new, dual.gallery)

@@ -140,6 +140,7 @@ def results_document(
     split: str,
     ranking: Ranking = "dual_encoder",
     rerank_depth: int,
+    rerank_by: str | None = None,
     checkpoint: Path | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -151,12 +152,13 @@ def results_document(
         split: The part of it that was scored.
         ranking: ``dual_encoder``, or ``re-ranked`` if the matching head ordered the best candidates.
         rerank_depth: How many candidates of each query it ordered; 0 for the dual encoder alone.
+        rerank_by: What it ordered them by; None for the dual encoder alone.
         checkpoint: File of the weights; None if they were not loaded from one.
         seed: The seed of the run.
 
     Returns:
-        ``dataset``, ``split``, ``ranking``, ``rerank_depth``, ``checkpoint`` (its ``path`` and ``sha256``), ``seed``,
-        ``versions`` (None for a package that is not installed), then the scores.
+        ``dataset``, ``split``, ``ranking``, ``rerank_depth``, ``rerank_by``, ``checkpoint`` (its ``path`` and
+        ``sha256``), ``seed``, ``versions`` (None for a package that is not installed), then the scores.
 
     Raises:
         CCRError: If the checkpoint cannot be read.
@@ -171,6 +173,7 @@ def results_document(
         "split": split,
         "ranking": ranking,
         "rerank_depth": rerank_depth,
+        "rerank_by": rerank_by,
         "checkpoint": {
             "path": None if checkpoint is None else str(checkpoint),
             "sha256": None if checkpoint is None else _sha256(checkpoint),

@@ -33,7 +33,7 @@ def results_table(document: Mapping[str, Any]) -> Table:
     """
     ranking = document["ranking"].replace("_", " ")
     if document["ranking"] == "re-ranked":
-        ranking += f", best {document['rerank_depth']}"
+        ranking += f", best {document['rerank_depth']} by {document['rerank_by'].replace('_', ' ')}"
     below = "\n".join(
         [
             "percent; i2t: from image to text, t2i: from text to image",

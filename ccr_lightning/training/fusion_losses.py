@@ -40,15 +40,14 @@ def batch_matching_loss(
         batch: The B images and B x K texts of this device.
         images: The batch's images, encoded.
         texts: The batch's texts, encoded.
-        draw: What to pair with the first N images of the batch, N at most B.
+        draw: What to pair with each image of the batch.
 
     Returns:
         Scalar; its mean over devices is the mean over all pairs of all devices.
     """
     positive_text = _positive_text(draw, batch)
     rows = torch.cat([positive_text, positive_text, draw.negative_text])
-    own_states = images.states[: len(positive_text)]
-    image_states = torch.cat([own_states, images.states[draw.negative_image], own_states])
+    image_states = torch.cat([images.states, images.states[draw.negative_image], images.states])
     fused = retriever.fuse(texts.states.flatten(0, 1)[rows], batch.attention_mask.flatten(0, 1)[rows], image_states)
     return distributed.global_mean(*matching_loss(retriever.match_logits(fused), draw.valid))
 
@@ -62,7 +61,7 @@ def batch_masked_lm_loss(
         retriever: The model, with fusion.
         batch: The B images and B x K texts of this device.
         images: The batch's images, encoded.
-        draw: Which text goes with each of the first N images of the batch, N at most B.
+        draw: Which text goes with each image of the batch.
         tokenizer: Knows the mask token, and the special tokens that stay.
         rate: Share of a text's tokens to hide, at most 12 of them.
 
@@ -81,11 +80,11 @@ def batch_masked_lm_loss(
         rate=rate,
     )
     states = retriever.encode_text(masked.input_ids, attention_mask).states
-    fused = retriever.fuse(states, attention_mask, images.states[: len(positive_text)])
+    fused = retriever.fuse(states, attention_mask, images.states)
     hidden = masked.targets >= 0
     return distributed.global_mean(*masked_lm_loss(retriever.masked_lm_logits(fused[hidden]), masked.targets[hidden]))
 
 
 def _positive_text(draw: MatchingDraw, batch: Batch) -> Tensor:
-    """Rows of the drawn positive texts among the B x K texts, (N,)."""
+    """Rows of the drawn positive texts among the B x K texts, (B,)."""
     return torch.arange(len(draw.language), device=draw.language.device) * len(batch.languages) + draw.language

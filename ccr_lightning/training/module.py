@@ -12,10 +12,10 @@ from torch import Tensor
 from ccr_lightning import distributed
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.errors import CCRError
-from ccr_lightning.evaluation.rerank import StateBank, rerank
+from ccr_lightning.evaluation.rerank import RerankBy, StateBank, rerank
 from ccr_lightning.evaluation.results import CUTOFFS, SHORT, retrieval_results
 from ccr_lightning.functional.contrastive import draw_one_caption
-from ccr_lightning.functional.matching import MatchingDraw, PositiveLanguage, draw_matching
+from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import Direction, RetrievalRanks
 from ccr_lightning.models.retriever import Encoded, Retriever
@@ -45,15 +45,15 @@ class RetrievalModule(LightningModule):
         positive_language: How matching chooses the language of an image's positive text.
         negatives_warmup: Share of the training over which matching's negatives become hard: any at its start, the
             paper's from its end on. It helps where the fusion encoder starts at random.
-        fusion_images: Matching and masked-LM look at so many images of each device's batch; by default, and in the
-            paper, at all. Negatives come from the whole batch anyhow. Fewer make a large batch affordable.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
         lr: Peak learning rate.
         new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
         weight_decay: AdamW's weight decay of matrices.
         betas: AdamW's betas.
         warmup_fraction: Share of the steps that warms the learning rate up; afterwards it decays linearly to 0.
-        rerank_depth: ``test`` also orders each query's best so many candidates by the matching head; 0 = not at all.
+        rerank_depth: ``test`` also orders each query's best so many candidates by the matching head, all of them if
+            there are fewer; 0 = not at all.
+        rerank_by: The order of re-ranking: ``matching``, the paper's, or ``matching_and_similarity``.
         mrv_languages: The languages over which MRV is measured; by default all of the data's.
         seed: Seeds dropout and the draws of each batch, together with its epoch, its number and the device's.
 
@@ -76,7 +76,6 @@ class RetrievalModule(LightningModule):
         masked_lm_weight: float = 1.0,
         positive_language: PositiveLanguage = "least_likely",
         negatives_warmup: float = 0.0,
-        fusion_images: int | None = None,
         mask_rate: float = 0.4,
         lr: float = 1e-4,
         new_lr_scale: float = 2.0,
@@ -84,12 +83,11 @@ class RetrievalModule(LightningModule):
         betas: tuple[float, float] = (0.9, 0.98),
         warmup_fraction: float = 0.03,
         rerank_depth: int = 0,
+        rerank_by: RerankBy = "matching",
         mrv_languages: list[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if fusion_images is not None and fusion_images < 1:
-            raise CCRError(f"fusion_images is {fusion_images}: give 1 or more, or leave it out for the whole batch.")
         if not 0 <= negatives_warmup <= 1:
             raise CCRError(f"negatives_warmup is {negatives_warmup}: give a share of the training, from 0 to 1.")
         if (matching_weight or masked_lm_weight or rerank_depth) and retriever.fusion is None:
@@ -112,7 +110,6 @@ class RetrievalModule(LightningModule):
         }
         self.positive_language = positive_language
         self.negatives_warmup = negatives_warmup
-        self.fusion_images = fusion_images
         self.mask_rate = mask_rate
         self.lr = lr
         self.new_lr_scale = new_lr_scale
@@ -120,6 +117,7 @@ class RetrievalModule(LightningModule):
         self.betas = betas
         self.warmup_fraction = warmup_fraction
         self.rerank_depth = rerank_depth
+        self.rerank_by = rerank_by
         self.mrv_languages = mrv_languages
         self.seed = seed
         self.ranks = RetrievalRanks()
@@ -186,7 +184,6 @@ class RetrievalModule(LightningModule):
                 image_ids=batch.image_ids,
                 positive_language=self.positive_language,
             )
-            draw = MatchingDraw(*(rows[: self.fusion_images] for rows in draw))  # the batch is in random order
             if weights["matching"]:
                 losses["matching"] = batch_matching_loss(self.retriever, batch, images, texts, draw)
             if weights["masked_lm"]:
@@ -264,7 +261,8 @@ class RetrievalModule(LightningModule):
         ranks = self.ranks.compute()
         self.results = self._score("test", ranks)
         if self.rerank_depth:
-            self.reranked = self._score("test_reranked", rerank(self.retriever, self._bank, ranks, self.rerank_depth))
+            reranked = rerank(self.retriever, self._bank, ranks, self.rerank_depth, self.rerank_by)
+            self.reranked = self._score("test_reranked", reranked)
 
     def _encode(self, batch: ImageBatch | CaptionBatch) -> Encoded:
         if isinstance(batch, ImageBatch):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ccr_lightning.data.images import LFS_POINTER
+from ccr_lightning.data.sources.reading import Line, files_fingerprint, image_below, is_blank, parse_json, read_lines
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
 _KEYS = {"image", "image_id", "captions"}
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # zero-width characters, which str.strip() keeps
 
 
 class JsonLines:
@@ -42,7 +37,7 @@ class JsonLines:
         CCRError: A split, file, line, image or language is not as described; the message names file and line.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> root = Path(tempfile.mkdtemp())
         >>> _ = (root / "a.jpg").write_bytes(b"an encoded picture")
         >>> line = {"image": "a.jpg", "captions": {"en": "A dog.", "de": ["Ein Hund."]}}
@@ -86,10 +81,7 @@ class JsonLines:
 
     def fingerprint(self, split: str) -> str:
         """Return a short hash of the settings and of the file's path, size and time of change; images are not read."""
-        path = self._path(split)
-        parts = [self._asked, Path(self.image_root).absolute(), path.absolute(), path.stat().st_size]
-        parts.append(path.stat().st_mtime_ns)
-        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+        return files_fingerprint([self._asked, Path(self.image_root).absolute()], [self._path(split)])
 
     def records(self, split: str) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of the file."""
@@ -108,7 +100,7 @@ class JsonLines:
             chosen = {language: captions[language] for language in self.languages if language in captions}
             missing.difference_update(chosen)
             if chosen:
-                yield ImageCaptions(line.image_id, _image_path(root, line), chosen, line.where)
+                yield ImageCaptions(line.image_id, image_below(root, line.image, line.where), chosen, line.where)
         if missing:
             names = ", ".join(sorted(missing))
             raise CCRError(f"{self._path(split)}: no line has a caption in {names}; leave it out of languages.")
@@ -140,17 +132,9 @@ class JsonLines:
         return path
 
     def _lines(self, split: str) -> Iterator[_Line]:
-        path = self._path(split)
-        number = 0
-        try:
-            with _open(path) as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        yield _parse(line, f"{path}:{number}")
-        except (EOFError, OSError, zlib.error) as error:
-            raise CCRError(f"{path}:{number + 1}: cannot be read ({error}); fetch the file again.") from error
-        if not number:
-            raise CCRError(f"{path}: the file is empty; write one JSON object per line.")
+        for line in read_lines(self._path(split)):
+            if line.text.strip():
+                yield _parse(line)
 
 
 class _Line(NamedTuple):
@@ -160,28 +144,8 @@ class _Line(NamedTuple):
     where: str
 
 
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as stream:
-        head = stream.read(len(LFS_POINTER))
-    if head == LFS_POINTER:
-        raise CCRError(f"{path}: a git-LFS pointer, not the captions; run git lfs pull where the file comes from.")
-    if head.startswith(b"PK\x03\x04"):
-        raise CCRError(f"{path}: a zip archive; unzip it first.")
-    opener: Any = gzip.open if head.startswith(b"\x1f\x8b") else open
-    content: IO[bytes] = opener(path, "rb")
-    return content
-
-
-def _parse(raw: bytes, where: str) -> _Line:
-    try:
-        text = raw.decode("utf-8-sig")
-        line = json.loads(text)
-        if "\\ud" in text.lower():
-            json.dumps(line, ensure_ascii=False).encode()  # half of an escaped surrogate pair cannot be stored
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise CCRError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
-    except ValueError as error:
-        raise CCRError(f"{where}: not valid JSON ({error}); write one JSON object per line.") from error
+def _parse(raw: Line) -> _Line:
+    line, where = parse_json(raw), raw.where
     if not isinstance(line, dict):
         raise CCRError(f"{where}: not a JSON object; write one with the keys image and captions.")
     for key in ("image", "captions"):
@@ -210,26 +174,7 @@ def _captions(by_language: Any, where: str) -> dict[str, tuple[str, ...]]:
                 f"{where}: the captions in {language!r} are {texts!r}; give one or a list, or leave the language out."
             )
         for text in texts:
-            if not isinstance(text, str) or not text.strip().strip(_INVISIBLE).strip():
+            if not isinstance(text, str) or is_blank(text):
                 raise CCRError(f"{where}: a caption in {language!r} is {text!r}; write it or remove it.")
         captions[language] = tuple(texts)
     return captions
-
-
-def _image_path(root: Path, line: _Line) -> Path:
-    relative = PurePosixPath(line.image)
-    if relative.is_absolute() or PureWindowsPath(line.image).drive or ".." in relative.parts:
-        raise CCRError(f"{line.where}: the image {line.image!r} is absolute or has '..'; give a path below image_root.")
-    path = root / relative
-    try:
-        is_below, is_there = path.resolve().is_relative_to(root), path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no permission, a loop of links, a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise CCRError(
-            f"{line.where}: the image {line.image!r} cannot be reached ({reason}); mend its name."
-        ) from error
-    if not is_below:
-        raise CCRError(f"{line.where}: the image {line.image!r} is a link out of {root}; copy the picture into it.")
-    if not is_there:
-        raise CCRError(f"{line.where}: the image {path} is not there; check image_root and the name.")
-    return path

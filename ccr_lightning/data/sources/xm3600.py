@@ -1,0 +1,89 @@
+"""Crossmodal-3600: 3,600 images with captions in 36 languages, written in each by its speakers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ccr_lightning.data.sources.reading import (
+    Line,
+    files_fingerprint,
+    find_file,
+    image_below,
+    is_blank,
+    parse_json,
+    read_lines,
+)
+from ccr_lightning.errors import CCRError
+from ccr_lightning.types import ImageCaptions
+
+LANGUAGES = (
+    "ar", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fil", "fr", "he", "hi", "hr", "hu", "id", "it",
+    "ja", "ko", "mi", "nl", "no", "pl", "pt", "quz", "ro", "ru", "sv", "sw", "te", "th", "tr", "uk", "vi", "zh",
+)  # fmt: skip
+_OBTAIN = "get captions.zip of Crossmodal-3600 (google.github.io/crossmodal-3600) and unzip it"
+
+
+class XM3600:
+    """Crossmodal-3600 (Thapliyal et al., 2022), as published: a test split only.
+
+    About two captions per image and language, their number not fixed. Every language describes the same images, so MRV
+    is defined, although captions are written for each language and not translated. Captions are taken as they are, a
+    blank one counts as missing. The image id is the key of the image. Licence: CC BY 4.0.
+
+    Args:
+        captions: The file ``captions.jsonl``.
+        image_root: The folder of the images, named ``KEY.jpg``.
+        languages: Languages to yield, in the order of the K axis.
+
+    Raises:
+        CCRError: A file, line or image is not as described.
+
+    Example:
+        >>> len(XM3600("captions.jsonl", image_root="images").languages)
+        36
+    """
+
+    name = "xm3600"
+    parallel = True
+
+    def __init__(self, captions: str, image_root: str, languages: Sequence[str] = LANGUAGES) -> None:
+        unknown = [language for language in languages if language not in LANGUAGES]
+        if unknown or not languages or len(set(languages)) < len(languages):
+            raise CCRError(
+                f"Crossmodal-3600 has the languages {', '.join(LANGUAGES)}, not {list(languages)}; choose some of "
+                "them, each once."
+            )
+        self.languages = tuple(languages)
+        self._captions, self._image_root = Path(captions), Path(image_root)
+
+    def fingerprint(self, split: str) -> str:
+        """Return a short hash of the settings and of the file's path, size and time of change."""
+        return files_fingerprint([self.languages, self._image_root.absolute()], [self._file(split)])
+
+    def records(self, split: str) -> Iterator[ImageCaptions]:
+        """Yield each image once, in the order of the file."""
+        root = self._image_root.resolve()
+        for line in read_lines(self._file(split)):
+            record: Any = parse_json(line)
+            key = record.get("image/key") if isinstance(record, dict) else None
+            if not isinstance(key, str) or not key:
+                raise CCRError(f"{line.where}: image/key is {key!r}; it is the name of the image.")
+            of_image = {language: _texts(record.get(language), language, line) for language in self.languages}
+            present = {language: texts for language, texts in of_image.items() if texts}
+            yield ImageCaptions(key, image_below(root, f"{key}.jpg", line.where), present, line.where)
+
+    def _file(self, split: str) -> Path:
+        if split != "test":
+            raise CCRError(f"xm3600 has no split {split!r}, only test; use it with ccr test.")
+        return find_file(self._captions, _OBTAIN)
+
+
+def _texts(of_language: Any, language: str, line: Line) -> tuple[str, ...]:
+    texts = of_language.get("caption") if isinstance(of_language, dict) else of_language
+    if of_language is None:
+        return ()
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise CCRError(f"{line.where}: the captions in {language!r} are {texts!r}; they are a list.")
+    return tuple(text for text in texts if not is_blank(text))

@@ -1,0 +1,80 @@
+"""XTD: 1,000 images of COCO with one caption in each of eleven languages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ccr_lightning.data.sources.reading import files_fingerprint, find_file, image_below, is_blank, read_lines
+from ccr_lightning.errors import CCRError
+from ccr_lightning.types import ImageCaptions
+
+_OBTAIN = "get the repository github.com/adobe-research/Cross-lingual-Test-Dataset-XTD10"
+_FILES = {language: f"XTD10/test_1kcaptions_{language}.txt" for language in ("en", "es", "it", "ko", "pl", "ru", "tr")}
+_FILES |= {"zh": "XTD10/test_1kcaptions_zh.txt"}
+_FILES |= {language: f"MIC/test_1kcaptions_{language}.txt" for language in ("de", "fr")}
+_FILES |= {"ja": "STAIR/test_1kcaptions_jp.txt"}
+
+
+class XTD:
+    """XTD10 and its additions (Aggarwal and Kale, 2020), as published: a test split only.
+
+    1,000 images with parallel captions in en es it ko pl ru tr zh (folder ``XTD10``), de fr (``MIC``) and ja
+    (``STAIR``, in whose file name it is "jp"). 800 of the images are of COCO's train2014: a model that was trained on
+    COCO has seen them. Captions are taken as they are. The image id is the name of the image file. Licence: for
+    non-commercial use; the images are COCO's.
+
+    Args:
+        root: The folder that holds ``XTD10``, ``MIC`` and ``STAIR``.
+        coco_root: The folder of COCO that holds ``train2014`` and ``val2014``.
+        languages: Languages to yield, in the order of the K axis.
+
+    Raises:
+        CCRError: A file, line or image is not as described.
+
+    Example:
+        >>> XTD("XTD10-repository", coco_root="coco", languages=["en", "ja"]).languages
+        ('en', 'ja')
+    """
+
+    name = "xtd"
+    parallel = True
+
+    def __init__(self, root: str, coco_root: str, languages: Sequence[str] = tuple(_FILES)) -> None:
+        unknown = [language for language in languages if language not in _FILES]
+        if unknown or not languages or len(set(languages)) < len(languages):
+            raise CCRError(
+                f"XTD has the languages {', '.join(_FILES)}, not {list(languages)}; choose some of them, each once."
+            )
+        self.languages = tuple(languages)
+        self._root, self._coco_root = Path(root), Path(coco_root)
+
+    def fingerprint(self, split: str) -> str:
+        """Return a short hash of the settings and of the files' paths, sizes and times of change."""
+        files = [self._names(split), *self._captions().values()]
+        return files_fingerprint([self.languages, self._coco_root.absolute()], files)
+
+    def records(self, split: str) -> Iterator[ImageCaptions]:
+        """Yield each image once, in the order of the published list."""
+        names = [line for line in read_lines(self._names(split)) if line.text.strip()]
+        captions = {language: [line.text for line in read_lines(file)] for language, file in self._captions().items()}
+        for language, texts in captions.items():
+            if len(texts) != len(names):
+                raise CCRError(
+                    f"{self._captions()[language]}: {len(texts)} captions for the {len(names)} images of "
+                    f"{self._names(split)}; fetch both again."
+                )
+        root = self._coco_root.resolve()
+        for row, line in enumerate(names):
+            name = line.text.strip()
+            part = "train2014" if "train2014" in name else "val2014"
+            present = {language: (texts[row],) for language, texts in captions.items() if not is_blank(texts[row])}
+            yield ImageCaptions(name, image_below(root, f"{part}/{name}", line.where), present, line.where)
+
+    def _names(self, split: str) -> Path:
+        if split != "test":
+            raise CCRError(f"xtd has no split {split!r}, only test; use it with ccr test.")
+        return find_file(self._root / "XTD10" / "test_image_names.txt", _OBTAIN)
+
+    def _captions(self) -> dict[str, Path]:
+        return {language: find_file(self._root / _FILES[language], _OBTAIN) for language in self.languages}

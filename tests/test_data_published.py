@@ -1,0 +1,202 @@
+"""Sources of published data sets: small files in their layouts, with their oddities, written for these tests."""
+
+import gzip
+import json
+
+import pytest
+
+from ccr_lightning.data.sources.multi30k import Multi30K
+from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.sources.xflickrco import XFlickrCO
+from ccr_lightning.data.sources.xm3600 import XM3600
+from ccr_lightning.data.sources.xtd import XTD
+from ccr_lightning.errors import CCRError
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def lines(*texts):
+    return "".join(f"{text}\n" for text in texts)
+
+
+def jsonl(*records):
+    return lines(*(json.dumps(record, ensure_ascii=False) for record in records))
+
+
+def images(folder, *names):
+    for name in names:
+        write(folder / name, b"an encoded picture")
+    return str(folder)
+
+
+def found(source, split="test"):
+    assert isinstance(source, Source)
+    records = list(source.records(split))
+    assert all(record.image.read_bytes() == b"an encoded picture" for record in records)
+    assert len(source.fingerprint(split)) == 16
+    return {record.image_id: record.captions for record in records}
+
+
+@pytest.fixture
+def multi30k(tmp_path):
+    raw, splits = tmp_path / "data" / "task1" / "raw", tmp_path / "data" / "task1" / "image_splits"
+    write(splits / "val.txt", lines("1.jpg", "2.jpg"))
+    write(raw / "val.en.gz", lines("a dog ", "two\u2028dogs"))
+    write(raw / "val.cs", lines("pes", "\u00a0\u200b"))
+    write(splits / "test_2017_mscoco.txt", lines("COCO_val2014_7.jpg#11", "COCO_val2014_8.jpg#12"))
+    write(raw / "test_2017_mscoco.en.gz", lines("a cat", "a cow"))
+    second = tmp_path / "data" / "task2"
+    write(second / "image_splits" / "val_images.txt", lines("1.jpg", "2.jpg"))
+    for number in range(1, 6):
+        write(second / "raw" / f"val.{number}.en.gz", lines(f"first {number}", f"second {number}"))
+    names = ("1.jpg", "2.jpg", "COCO_val2014_7.jpg", "COCO_val2014_8.jpg")
+    return {"root": str(tmp_path / "data"), "image_root": images(tmp_path / "images", *names)}
+
+
+def test_multi30k(multi30k):
+    source = Multi30K(**multi30k, languages=["cs", "en"])
+    assert source.parallel
+    assert found(source, "val") == {
+        "1.jpg": {"cs": ("pes",), "en": ("a dog ",)},
+        "2.jpg": {"en": ("two\u2028dogs",)},
+    }
+    source = Multi30K(**multi30k, languages=["en"], splits={"test": "test_2017_mscoco"})
+    assert found(source) == {"COCO_val2014_7.jpg": {"en": ("a cat",)}, "COCO_val2014_8.jpg": {"en": ("a cow",)}}
+
+
+def test_multi30k_task_2(multi30k):
+    source = Multi30K(**multi30k, task=2, languages=["en"])
+    assert not source.parallel
+    assert found(source, "val") == {
+        f"{n}.jpg": {"en": tuple(f"{word} {number}" for number in range(1, 6))}
+        for n, word in ((1, "first"), (2, "second"))
+    }
+
+
+def test_multi30k_errors(multi30k, tmp_path):
+    with pytest.raises(CCRError, match="task 2 has the languages en, de, not"):
+        Multi30K(**multi30k, task=2, languages=["en", "fr"])
+    without_czech = Multi30K(**multi30k, languages=["en", "cs"], splits={"test": "test_2017_mscoco"})
+    with pytest.raises(CCRError, match=r"'test_2017_mscoco' of multi30k-task1 has captions in en, not in 'cs'; leave"):
+        next(without_czech.records("test"))
+    with pytest.raises(CCRError, match="no split 'train', only test"):
+        without_czech.fingerprint("train")
+    with pytest.raises(CCRError, match=r"raw/train\.en: there is no such file; get the folder data/"):
+        next(Multi30K(**multi30k, languages=["en"]).records("train"))
+    write(tmp_path / "data" / "task1" / "raw" / "val.cs", lines("pes"))
+    with pytest.raises(CCRError, match=r"val\.cs: 1 captions for the 2 images of .*val\.txt; fetch both again"):
+        next(Multi30K(**multi30k, languages=["en", "cs"]).records("val"))
+
+
+@pytest.fixture
+def iglue(tmp_path):
+    def line(image, *sentences):
+        image_id = int(image[-8:-4]) if "COCO" in image else image.removesuffix(".jpg")
+        return {"sentences": list(sentences), "id": image_id, "img_path": image}
+
+    coco, flickr = "COCO_val2014_000000001234.jpg", "1007129816.jpg"
+    folder = tmp_path / "datasets" / "xFlickrCO" / "annotations"
+    write(folder / "de" / "test.jsonl", jsonl(line(flickr, ""), line(coco, "Motorradfahrer")))
+    write(folder / "ja" / "test.jsonl", jsonl(line(coco, "バイク"), line(flickr, "1男が、3メガネを")))
+    write(folder / "ja" / "train_1.jsonl", jsonl(line(flickr, "男")))
+    english = jsonl(line(flickr, "A man. ", "A man\nin a hat."))
+    write(tmp_path / "datasets" / "flickr30k" / "annotations" / "valid_ann.jsonl", english)
+    return {
+        "root": str(tmp_path / "datasets"),
+        "flickr_root": images(tmp_path / "flickr", flickr),
+        "coco_root": images(tmp_path / "coco", f"val2014/{coco}"),
+    }
+
+
+def test_xflickrco_is_aligned_by_image(iglue):
+    assert found(XFlickrCO(**iglue, languages=["de", "ja"])) == {
+        "1007129816.jpg": {"ja": ("1男が、3メガネを",)},  # the German caption is empty
+        "COCO_val2014_000000001234.jpg": {"de": ("Motorradfahrer",), "ja": ("バイク",)},
+    }
+
+
+def test_xflickrco_training_files(iglue):
+    few = XFlickrCO(**iglue, languages=["ja"], few_shot="train_1")
+    assert found(few, "train") == {"1007129816.jpg": {"ja": ("男",)}}
+    english = XFlickrCO(**iglue, languages=["en"])
+    assert found(english, "val") == {"1007129816.jpg": {"en": ("A man. ", "A man\nin a hat.")}}
+
+
+def test_xflickrco_errors(iglue, tmp_path):
+    with pytest.raises(CCRError, match=r"test\.jsonl is there in de, ja, not in 'tr'; leave it out"):
+        next(XFlickrCO(**iglue, languages=["de", "tr"]).records("test"))
+    with pytest.raises(CCRError, match=r"'train' of xflickrco is Flickr30k's, in English only; .* or name a few_shot"):
+        next(XFlickrCO(**iglue, languages=["de"]).records("train"))
+    with pytest.raises(CCRError, match="no split 'dev', only train, val and test"):
+        next(XFlickrCO(**iglue, languages=["de"]).records("dev"))
+    path = tmp_path / "datasets" / "xFlickrCO" / "annotations" / "de" / "test.jsonl"
+    for record, message in (
+        ({"sentences": ["x"]}, "test.jsonl:1: img_path is None"),
+        ({"sentences": "x", "img_path": "1.jpg"}, "test.jsonl:1: sentences is 'x'"),
+        ({"sentences": ["x"], "img_path": "../1.jpg"}, "test.jsonl:1: the image '../1.jpg' is absolute or has '..'"),
+        ([], "test.jsonl:1: img_path is None"),
+    ):
+        write(path, jsonl(record))
+        with pytest.raises(CCRError, match=message):
+            next(XFlickrCO(**iglue, languages=["de"]).records("test"))
+    twice = {"sentences": ["x"], "img_path": "1007129816.jpg"}
+    write(path, jsonl(twice, twice))
+    with pytest.raises(CCRError, match=r"test\.jsonl:2: the image '1007129816\.jpg' is in the file twice"):
+        next(XFlickrCO(**iglue, languages=["de"]).records("test"))
+
+
+@pytest.fixture
+def xtd(tmp_path):
+    names = ("COCO_train2014_1.jpg", "COCO_val2014_2.jpg")
+    write(tmp_path / "XTD10" / "test_image_names.txt", lines(*names))
+    write(tmp_path / "XTD10" / "test_1kcaptions_ko.txt", "개\r\n고양이".encode())  # CR LF, and no end of the last line
+    write(tmp_path / "STAIR" / "test_1kcaptions_jp.txt", lines("犬", "猫"))
+    write(tmp_path / "MIC" / "test_1kcaptions_de.txt", lines("ein Hund", "eine\u2028Katze"))
+    coco = images(tmp_path / "coco", "train2014/COCO_train2014_1.jpg", "val2014/COCO_val2014_2.jpg")
+    return {"root": str(tmp_path), "coco_root": coco}
+
+
+def test_xtd(xtd):
+    assert found(XTD(**xtd, languages=["ja", "ko", "de"])) == {
+        "COCO_train2014_1.jpg": {"ja": ("犬",), "ko": ("개",), "de": ("ein Hund",)},
+        "COCO_val2014_2.jpg": {"ja": ("猫",), "ko": ("고양이",), "de": ("eine\u2028Katze",)},
+    }
+
+
+def test_xtd_errors(xtd, tmp_path):
+    with pytest.raises(CCRError, match=r"XTD has the languages en, es, .*, ja, not"):
+        XTD(**xtd, languages=["jp"])
+    with pytest.raises(CCRError, match="xtd has no split 'val', only test"):
+        next(XTD(**xtd, languages=["ja"]).records("val"))
+    with pytest.raises(CCRError, match=r"test_1kcaptions_en\.txt: there is no such file; get the repository"):
+        next(XTD(**xtd).records("test"))
+    write(tmp_path / "STAIR" / "test_1kcaptions_jp.txt", lines("犬"))
+    with pytest.raises(CCRError, match=r"captions_jp\.txt: 1 captions for the 2 images of .*names\.txt"):
+        next(XTD(**xtd, languages=["ja"]).records("test"))
+
+
+def test_xm3600(tmp_path):
+    captions = tmp_path / "captions.jsonl"
+    record = {"image/key": "0a", "image/locale": "fil", "fil": {"caption": ["aso", " "], "caption/tokenized": ["aso"]}}
+    other = {"image/key": "0b", "en": {"caption": ["a dog", "a puppy"]}, "fil": {"caption": ["aso"]}}
+    write(captions, jsonl(record, other))
+    settings = {"captions": str(captions), "image_root": images(tmp_path / "images", "0a.jpg", "0b.jpg")}
+    assert found(XM3600(**settings, languages=["en", "fil"])) == {
+        "0a": {"fil": ("aso",)},
+        "0b": {"en": ("a dog", "a puppy"), "fil": ("aso",)},
+    }
+    with pytest.raises(CCRError, match="has no split 'train', only test"):
+        next(XM3600(**settings).records("train"))
+    with pytest.raises(CCRError, match=r"has the languages ar, bn, .*, zh, not"):
+        XM3600(**settings, languages=["la"])
+    for broken, message in (
+        ({"en": {"caption": ["x"]}}, "captions.jsonl:1: image/key is None"),
+        ({"image/key": "0a", "en": {"caption": "x"}}, "captions.jsonl:1: the captions in 'en' are 'x'"),
+    ):
+        write(captions, jsonl(broken))
+        with pytest.raises(CCRError, match=message):
+            next(XM3600(**settings, languages=["en"]).records("test"))

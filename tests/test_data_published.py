@@ -1,12 +1,15 @@
 """Sources of published data sets: small files in their layouts, with their oddities, written for these tests."""
 
+import base64
 import gzip
 import json
 
 import pytest
 
 from ccr_lightning.data.sources.multi30k import Multi30K
+from ccr_lightning.data.sources.pretrain_jsonl import PretrainJsonLines
 from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.sources.wit import WIT
 from ccr_lightning.data.sources.xflickrco import XFlickrCO
 from ccr_lightning.data.sources.xm3600 import XM3600
 from ccr_lightning.data.sources.xtd import XTD
@@ -36,7 +39,9 @@ def images(folder, *names):
 def found(source, split="test"):
     assert isinstance(source, Source)
     records = list(source.records(split))
-    assert all(record.image.read_bytes() == b"an encoded picture" for record in records)
+    for record in records:
+        image = record.image if isinstance(record.image, bytes) else record.image.read_bytes()
+        assert image == b"an encoded picture"
     assert len(source.fingerprint(split)) == 16
     return {record.image_id: record.captions for record in records}
 
@@ -200,3 +205,101 @@ def test_xm3600(tmp_path):
         write(captions, jsonl(broken))
         with pytest.raises(CCRError, match=message):
             next(XM3600(**settings, languages=["en"]).records("test"))
+
+
+PICTURE = base64.b64encode(b"an encoded picture").decode()
+
+
+def wit_line(url, caption, language, **more):
+    line = {"image_idx": 3, "image_url": url, "caption_reference_description": caption, "language": language}
+    return line | {"page_url": "https://example.org", "wit_ix": 1} | more
+
+
+@pytest.fixture
+def wit(tmp_path):
+    english = [wit_line("u/1.jpg", "a tower", "en"), wit_line("u/2.png", "a\nbridge", "en")]
+    english += [wit_line("u/1.jpg", "a tower", "en"), wit_line("u/1.jpg", "the tower", "en")]
+    write(tmp_path / "test_en.jsonl", jsonl(*english))
+    write(tmp_path / "test_el.jsonl", jsonl(wit_line("u/3.jpg", "\u00a0", "el"), wit_line("u/2.png", "γέφυρα", "el")))
+    table = [f"u/{name}\t{PICTURE}" for name in ("9.jpg", "2.png", "1.jpg", "3.jpg")]
+    write(tmp_path / "images.tsv", lines(*table))
+    return tmp_path
+
+
+def test_wit_is_grouped_by_url(wit):
+    source = WIT(str(wit), images=str(wit / "images.tsv"), languages=["en", "el"])
+    assert not source.parallel
+    assert found(source) == {
+        "u/1.jpg": {"en": ("a tower", "a tower", "the tower")},
+        "u/2.png": {"en": ("a\nbridge",), "el": ("γέφυρα",)},
+        "u/3.jpg": {},
+    }
+
+
+def test_wit_with_images_in_its_lines(wit):
+    line = wit_line("u/1.jpg", "a tower", "en", image_content=PICTURE)
+    write(wit / "test_en.jsonl", jsonl(line, wit_line("u/1.jpg", "the tower", "en")))
+    assert found(WIT(str(wit), languages=["en"])) == {"u/1.jpg": {"en": ("a tower", "the tower")}}
+
+
+def test_wit_errors(wit):
+    settings = {"annotations": str(wit), "images": str(wit / "images.tsv")}
+    with pytest.raises(CCRError, match=r"'test' is there in el, en, not in 'ja'; leave it out"):
+        next(WIT(**settings, languages=["ja"]).records("test"))
+    with pytest.raises(CCRError, match="no split 'dev', only train, val and test"):
+        next(WIT(**settings).records("dev"))
+    with pytest.raises(CCRError, match=r"test_en\.jsonl:1: the image 'u/1\.jpg' has no image_content in its line, nor"):
+        list(WIT(str(wit), languages=["en"]).records("test"))
+    write(wit / "images.tsv", lines("u/1.jpg\t***"))
+    with pytest.raises(CCRError, match=r"images\.tsv:1: the image is not valid base64"):
+        list(WIT(**settings, languages=["en"]).records("test"))
+    write(wit / "images.tsv", lines("u/1.jpg"))
+    with pytest.raises(CCRError, match=r"images\.tsv:1: no tab"):
+        list(WIT(**settings, languages=["en"]).records("test"))
+    write(wit / "test_en.jsonl", jsonl({"image_url": "u/1.jpg"}))
+    with pytest.raises(CCRError, match=r"test_en\.jsonl:1: caption_reference_description is None"):
+        list(WIT(**settings, languages=["en"]).records("test"))
+    write(wit / "val_en.jsonl", b"PK\x03\x04 and so on")
+    with pytest.raises(CCRError, match=r"val_en\.jsonl: a zip archive; unzip it first"):
+        list(WIT(**settings, languages=["en"]).records("val"))
+
+
+@pytest.fixture
+def pretrain(tmp_path):
+    several = [{"en": "a dog", "de": "ein Hund"}, {"en": "a puppy", "de": ""}]
+    write(tmp_path / "cc" / "part_0.data", jsonl({"caption": several, "image_path": "x/1.jpg"}))
+    inside = {"caption": {"en": "a cat", "fr": "un chat"}, "binary": PICTURE}
+    write(tmp_path / "cc" / "part_1.data", jsonl(inside, {"caption": {"de": "eine Kuh"}, "image": PICTURE}))
+    return {"folders": {"train": str(tmp_path / "cc")}, "image_root": images(tmp_path / "images", "x/1.jpg")}
+
+
+def test_pretraining_files(pretrain):
+    assert found(PretrainJsonLines(**pretrain, languages=["de", "en"]), "train") == {
+        "x/1.jpg": {"de": ("ein Hund",), "en": ("a dog", "a puppy")},
+        "part_1.data:1": {"en": ("a cat",)},
+        "part_1.data:2": {"de": ("eine Kuh",)},
+    }
+
+
+def test_pretraining_files_errors(pretrain, tmp_path):
+    with pytest.raises(CCRError, match="pretrain has no split 'val', only train; add it to folders"):
+        next(PretrainJsonLines(**pretrain).records("val"))
+    with pytest.raises(CCRError, match=r"there are no files \*\.data; check the folder of split 'train'"):
+        next(PretrainJsonLines({"train": str(tmp_path)}).records("train"))
+    with pytest.raises(CCRError, match=r"part_0\.data:1: image_path 'x/1\.jpg' is below no folder; set image_root"):
+        next(PretrainJsonLines(pretrain["folders"]).records("train"))
+    good = {"caption": {"en": "a dog"}, "image_path": "x/1.jpg"}
+    for record, message in (
+        ([], "part_0.data:1: not a JSON object"),
+        (good | {"binary": PICTURE}, r"part_0.data:1: found \['image_path', 'binary'\]; give the image as one text"),
+        ({"caption": {"en": "a dog"}}, r"part_0.data:1: found \[\]; give the image"),
+        (good | {"caption": "a dog"}, "part_0.data:1: caption is 'a dog'; it is an object"),
+        (good | {"image_path": "/etc/passwd"}, "part_0.data:1: the image '/etc/passwd' is absolute"),
+        ({"caption": {"en": "a dog"}, "image": "é"}, "part_0.data:1: the image is not valid base64"),
+    ):
+        write(tmp_path / "cc" / "part_0.data", jsonl(record))
+        with pytest.raises(CCRError, match=message):
+            next(PretrainJsonLines(**pretrain).records("train"))
+    write(tmp_path / "cc" / "part_0.data", jsonl(good, good))
+    with pytest.raises(CCRError, match=r"part_0\.data:2: the image 'x/1\.jpg' has a line before"):
+        list(PretrainJsonLines(**pretrain).records("train"))

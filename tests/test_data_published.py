@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from ccr_lightning.data.sources.cclm_json import CclmJson
+from ccr_lightning.data.sources.coco import Coco
 from ccr_lightning.data.sources.multi30k import Multi30K
 from ccr_lightning.data.sources.pretrain_jsonl import PretrainJsonLines
 from ccr_lightning.data.sources.protocol import Source
@@ -303,3 +305,103 @@ def test_pretraining_files_errors(pretrain, tmp_path):
     write(tmp_path / "cc" / "part_0.data", jsonl(good, good))
     with pytest.raises(CCRError, match=r"part_0\.data:2: the image 'x/1\.jpg' has a line before"):
         list(PretrainJsonLines(**pretrain).records("train"))
+
+
+def karpathy_image(name, cocoid, split, *captions):
+    sentences = [{"raw": text, "tokens": text.split(), "sentid": number} for number, text in enumerate(captions)]
+    folder = "train2014" if "train" in name else "val2014"
+    return {"filepath": folder, "filename": name, "split": split, "sentences": sentences, "cocoid": cocoid}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    one, two, three = (
+        "COCO_train2014_000000000001.jpg",
+        "COCO_val2014_000000000002.jpg",
+        "COCO_val2014_000000000003.jpg",
+    )
+    listed = [karpathy_image(one, 1, "train", "a dog"), karpathy_image(two, 2, "restval", "a cat ", "cats")]
+    listed.append(karpathy_image(three, 3, "test", "a cow", " "))
+    write(tmp_path / "dataset_coco.json", json.dumps({"images": listed, "dataset": "coco"}, indent=1))
+    annotations = [{"image_id": 3, "id": 8, "caption": "牛"}, {"image_id": 99, "id": 9, "caption": "馬"}]
+    write(tmp_path / "stair_train.json", json.dumps({"annotations": [{"image_id": 1, "id": 7, "caption": "犬"}]}))
+    write(tmp_path / "stair_val.json.gz", json.dumps({"annotations": annotations}, ensure_ascii=False))
+    chinese = [f"{three.removesuffix('.jpg')}#0\t牛", f"{three.removesuffix('.jpg')}#1\t一头牛", f"{one}#0\t狗"]
+    write(tmp_path / "coco-cn.txt", lines(*chinese))
+    write(tmp_path / "coco-cn_test.txt", lines(three.removesuffix(".jpg")))
+    return {
+        "coco_root": images(tmp_path / "coco", f"train2014/{one}", f"val2014/{two}", f"val2014/{three}"),
+        "karpathy": str(tmp_path / "dataset_coco.json"),
+        "captions": {
+            "ja": [str(tmp_path / "stair_train.json"), str(tmp_path / "stair_val.json")],
+            "zh": [str(tmp_path / "coco-cn.txt")],
+        },
+    }
+
+
+def test_coco(coco):
+    source = Coco(**coco)
+    assert source.languages == ("en", "ja", "zh")
+    assert not source.parallel
+    assert found(source, "train") == {
+        "COCO_train2014_000000000001.jpg": {"en": ("a dog",), "ja": ("犬",), "zh": ("狗",)},
+        "COCO_val2014_000000000002.jpg": {"en": ("a cat ", "cats")},
+    }
+    assert found(source) == {
+        "COCO_val2014_000000000003.jpg": {"en": ("a cow",), "ja": ("牛",), "zh": ("牛", "一头牛")},
+    }
+
+
+def test_coco_with_the_splits_of_coco_cn(coco, tmp_path):
+    source = Coco(**coco, languages=["zh"], lists={"test": str(tmp_path / "coco-cn_test.txt")})
+    assert found(source) == {"COCO_val2014_000000000003.jpg": {"zh": ("牛", "一头牛")}}
+    with pytest.raises(CCRError, match="coco has no split 'train', only test"):
+        next(source.records("train"))
+    write(tmp_path / "coco-cn_test.txt", lines("COCO_val2014_000000000099"))
+    with pytest.raises(CCRError, match=r"coco-cn_test\.txt:1: the image 'COCO_val2014_000000000099\.jpg' is not in"):
+        next(source.records("test"))
+
+
+def test_coco_errors(coco, tmp_path):
+    with pytest.raises(CCRError, match=r"Coco has the languages en, ja, zh, not \['de'\]"):
+        Coco(**coco, languages=["de"])
+    path = tmp_path / "coco-cn.txt"
+    for text, message in (
+        ("COCO_val2014_1 牛", r"coco-cn\.txt:1: 'COCO_val2014_1 牛' is not '<image>#<number>', a tab and a caption"),
+        ('{"annotations": [{"caption": 3}]}', r"coco-cn\.txt: annotation 1: caption is 3; it is a text"),
+        ('{"annotations": [{"caption": "x", "image_id": [3]}]}', r"annotation 1: image_id is \[3\]; it is an integer"),
+        ('{"images": []}', r"coco-cn\.txt: annotations is missing or no list"),
+        ('{"annotations": [\n{]}', r"coco-cn\.txt:2: not valid JSON"),
+    ):
+        write(path, text)
+        with pytest.raises(CCRError, match=message):
+            next(Coco(**coco, languages=["zh"]).records("test"))
+    write(tmp_path / "dataset_coco.json", json.dumps({"images": [{"filename": 3}]}))
+    with pytest.raises(CCRError, match=r"dataset_coco\.json: image 1: filename is 3; it is a text"):
+        next(Coco(**coco, languages=["en"]).records("test"))
+
+
+def test_cclm_json(tmp_path):
+    rows = [{"caption": text, "image": "coco/1.jpg", "image_id": 1} for text in ("a dog", "dogs")]
+    write(tmp_path / "en.train.json", json.dumps(rows))
+    write(tmp_path / "ja.train.json", json.dumps([{"caption": "犬", "image": "coco/1.jpg", "image_id": 1}]))
+    write(tmp_path / "test_2016_flickr.cs.json", json.dumps([{"caption": ["pes", ""], "image": "2.jpg"}]))
+    root = images(tmp_path / "images", "coco/1.jpg", "2.jpg")
+    source = CclmJson(str(tmp_path), root, ["ja", "en"], parallel=False)
+    assert found(source, "train") == {"coco/1.jpg": {"ja": ("犬",), "en": ("a dog", "dogs")}}
+    settings = {"files": "{split}.{language}.json", "splits": {"test": "test_2016_flickr"}}
+    assert found(CclmJson(str(tmp_path), root, ["cs"], **settings)) == {"2.jpg": {"cs": ("pes",)}}
+    with pytest.raises(CCRError, match=r"test_2016_flickr\.fr\.json: there is no such file; get the captions in 'fr'"):
+        next(CclmJson(str(tmp_path), root, ["fr"], **settings).records("test"))
+    with pytest.raises(CCRError, match="cclm has no split 'train', only test"):
+        next(CclmJson(str(tmp_path), root, ["cs"], **settings).records("train"))
+    with pytest.raises(CCRError, match=r"give a name with \{language\} and \{split\} in it"):
+        CclmJson(str(tmp_path), root, ["cs"], files="cs.json")
+    for content, message in (
+        ({"caption": "x"}, r"test_2016_flickr\.cs\.json: not a JSON list"),
+        ([{"caption": "x"}], r"cs\.json: record 1: image is None"),
+        ([{"caption": 3, "image": "2.jpg"}], r"cs\.json: record 1: caption is 3"),
+    ):
+        write(tmp_path / "test_2016_flickr.cs.json", json.dumps(content))
+        with pytest.raises(CCRError, match=message):
+            next(CclmJson(str(tmp_path), root, ["cs"], **settings).records("test"))

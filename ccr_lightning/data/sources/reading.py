@@ -90,6 +90,21 @@ def parse_json(line: Line) -> Any:
     return value
 
 
+def read_json(path: Path) -> Any:
+    """Return the JSON value of a whole file, plain or gzip.
+
+    Raises:
+        CCRError: As :func:`read_lines` and :func:`parse_json`; a fault of the JSON is given with its line.
+    """
+    text = "\n".join(line.text for line in read_lines(path))
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise CCRError(f"{path}: not valid JSON (nested too deeply); fetch the file again.") from error
+    except json.JSONDecodeError as error:
+        raise CCRError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch the file again.") from error
+
+
 def is_blank(caption: str) -> bool:
     r"""Whether a caption has nothing to read: white space, no-break and zero-width spaces only.
 

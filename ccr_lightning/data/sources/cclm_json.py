@@ -1,0 +1,103 @@
+"""The reformulated caption files of CCLM and CCRK: a JSON list per split and language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ccr_lightning.data.sources.reading import files_fingerprint, find_file, image_below, is_blank, read_json
+from ccr_lightning.errors import CCRError
+from ccr_lightning.types import ImageCaptions
+
+_SPLITS = {"train": "train", "val": "val", "test": "test"}
+
+
+class CclmJson:
+    """Captions of Multi30K, COCO and others in the files that CCLM and CCRK fine-tune and test on.
+
+    A file is a list of ``{"caption": ..., "image": "coco/val2014/x.jpg"}``; ``caption`` is one caption (training files,
+    where an image has several rows) or a list (the others). Languages are aligned by image. The image id is the image's
+    path. Blank captions count as missing, others are taken as they are. Licences are those of the data sets.
+
+    Args:
+        folder: The folder of the files.
+        image_root: The folder that the images' paths start from.
+        languages: Languages to yield, in the order of the K axis.
+        files: Names of the files: ``{language}.{split}.json`` (COCO) or ``{split}.{language}.json`` (Multi30K).
+        splits: What ``split`` is in the names for ``train``, ``val`` and ``test``, for example
+            ``{test: test_2016_flickr}``.
+        parallel: Whether the languages are translations of each other (Multi30K) or written independently (COCO).
+        name: Name for folders, logs and tables.
+
+    Raises:
+        CCRError: A file, record or image is not as described.
+
+    Example:
+        >>> CclmJson("coco", image_root="images", languages=["en", "ja", "zh"], parallel=False).languages
+        ('en', 'ja', 'zh')
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        image_root: str,
+        languages: Sequence[str],
+        files: str = "{language}.{split}.json",
+        splits: Mapping[str, str] = _SPLITS,
+        parallel: bool = True,
+        name: str = "cclm",
+    ) -> None:
+        if not languages or len(set(languages)) < len(languages):
+            raise CCRError(f"CclmJson got the languages {list(languages)}; name at least one, each once.")
+        if "{language}" not in files or "{split}" not in files:
+            raise CCRError(f"CclmJson got files {files!r}; give a name with {{language}} and {{split}} in it.")
+        self.name = name
+        self.languages = tuple(languages)
+        self.parallel = parallel
+        self.files = files
+        self.splits = dict(splits)
+        self._folder, self._image_root = Path(folder), Path(image_root)
+
+    def fingerprint(self, split: str) -> str:
+        """Return a short hash of the settings and of the files' paths, sizes and times of change."""
+        return files_fingerprint([self.languages, self._image_root.absolute()], list(self._paths(split).values()))
+
+    def records(self, split: str) -> Iterator[ImageCaptions]:
+        """Yield each image of the split once, in the order of the first language's file."""
+        captions: dict[str, dict[str, tuple[str, ...]]] = {}
+        places: dict[str, str] = {}
+        for language, path in self._paths(split).items():
+            rows = read_json(path)
+            if not isinstance(rows, list):
+                raise CCRError(f"{path}: not a JSON list of captions; fetch the file again.")
+            for number, row in enumerate(rows):
+                where = f"{path}: record {number + 1}"
+                image, texts = _parse(row, where)
+                of_image = captions.setdefault(image, {})
+                if texts:
+                    of_image[language] = (*of_image.get(language, ()), *texts)
+                places.setdefault(image, where)
+        root = self._image_root.resolve()
+        for image, of_image in captions.items():
+            yield ImageCaptions(image, image_below(root, image, places[image]), of_image, places[image])
+
+    def _paths(self, split: str) -> dict[str, Path]:
+        if split not in self.splits:
+            raise CCRError(f"{self.name} has no split {split!r}, only {', '.join(self.splits)}; add it to splits.")
+        return {
+            language: find_file(
+                self._folder / self.files.format(language=language, split=self.splits[split]),
+                f"get the captions in {language!r}, or leave it out of languages",
+            )
+            for language in self.languages
+        }
+
+
+def _parse(row: object, where: str) -> tuple[str, tuple[str, ...]]:
+    image, caption = (row.get("image"), row.get("caption")) if isinstance(row, dict) else (None, None)
+    if not isinstance(image, str) or not image:
+        raise CCRError(f"{where}: image is {image!r}; it is the path of the image file.")
+    texts = [caption] if isinstance(caption, str) else caption
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise CCRError(f"{where}: caption is {caption!r}; it is a text or a list of texts.")
+    return image, tuple(text for text in texts if not is_blank(text))

@@ -19,10 +19,28 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
 KEYS = st.sampled_from(
-    (
-        "image image_id captions caption img_path sentences image_url caption_reference_description image_content "
-        "image_path binary image/key en images annotations filename filepath cocoid split raw"
-    ).split()
+    [
+        "image",
+        "image_id",
+        "captions",
+        "caption",
+        "img_path",
+        "sentences",
+        "image_url",
+        "caption_reference_description",
+        "image_content",
+        "image_path",
+        "binary",
+        "image/key",
+        "en",
+        "images",
+        "annotations",
+        "filename",
+        "filepath",
+        "cocoid",
+        "split",
+        "raw",
+    ]
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 LEAVES |= st.sampled_from(
@@ -108,7 +126,7 @@ NAMES += ["coco karpathy", "coco", "cclm"]
 def made(tmp_path_factory):
     """A folder for each source."""
     folders = {name: tmp_path_factory.mktemp("any") for name in NAMES}
-    assert NAMES == list(sources(tmp_path_factory.mktemp("names")))
+    assert list(sources(tmp_path_factory.mktemp("names"))) == NAMES
     return folders
 
 

@@ -101,7 +101,7 @@ def test_paper_settings(path, build):
     of = settings.model
     assert (of.objective, of.text_to_image_weight) == ("one_to_k", 1.0)
     assert (of.contrastive_weight, of.matching_weight, of.masked_lm_weight) == (1.0, 1.0, 1.0)
-    assert (of.positive_language, of.mask_rate, of.negatives_warmup) == ("least_likely", 0.4, 0.0)
+    assert (of.positive_language, of.mask_rate, of.draw_warmup) == ("least_likely", 0.4, 0.0)
     assert (of.lr, of.new_lr_scale, of.weight_decay, of.betas) == (1e-4, 2.0, 0.01, (0.9, 0.98))
     assert of.warmup_fraction == 0.03
     assert of.mrv_languages == ["en", "de", "fr", "cs"]

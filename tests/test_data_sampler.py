@@ -66,6 +66,10 @@ def test_without_reshuffling_epochs_are_alike():
     first = list(sampler)
     sampler.sampler.set_epoch(5)  # as Lightning calls it
     assert list(sampler) == first
+    resumed = TrainBatchSampler(40, 4, seed=0, start=(2, 7), reshuffle=False)
+    for epoch, start in ((2, 7), (3, 0)):
+        resumed.set_epoch(epoch)
+        assert list(resumed) == first[start:]
 
 
 def test_keys():

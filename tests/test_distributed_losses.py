@@ -124,14 +124,17 @@ def fusion_batch(rank):
         embed_dim=4,
     )
     torch.manual_seed(100 + rank)
-    lengths = torch.randint(4, 9, (B, K))
-    attention_mask = torch.arange(9) < lengths[..., None]
+    lengths = torch.randint(4, 9, (B, K)) + 3 * rank
+    attention_mask = torch.arange(14) < lengths[..., None]
     caption_mask = torch.ones(B, K, dtype=torch.bool)
     caption_mask[: rank + 1] = False
+    input_ids = torch.randint(5, 30, (B, K, 14))
+    input_ids[..., 0] = 0  # <s>
+    input_ids.scatter_(2, lengths[..., None] - 1, 2)  # </s>
     batch = Batch(
         torch.randn(B, 3, 32, 32),
         torch.arange(B) + B * rank,
-        torch.randint(5, 30, (B, K, 9)),
+        input_ids,
         attention_mask,
         caption_mask,
         LANGUAGES,
@@ -141,7 +144,7 @@ def fusion_batch(rank):
     return retriever, batch, images, texts, draw
 
 
-class NoSpecialTokens(NamedTuple):
+class Tokens(NamedTuple):
     special_token_ids: tuple[int, ...] = (0, 1, 2)
     mask_token_id: int = 4
     vocab_size: int = 30
@@ -159,11 +162,11 @@ def fusion_losses_of_rank(rank):
     found["matching"] = (share.item(), float(sum(terms)), len(terms))
 
     torch.manual_seed(7)
-    share = batch_masked_lm_loss(retriever, batch, images, draw, NoSpecialTokens(), 0.4)
+    share = batch_masked_lm_loss(retriever, batch, images, draw, Tokens(), 0.4)
     rows = torch.arange(B) * K + draw.language
     input_ids, mask = batch.input_ids.flatten(0, 1)[rows], batch.attention_mask.flatten(0, 1)[rows]
     torch.manual_seed(7)
-    targets = mask_tokens(input_ids, mask, mask_token_id=4, vocab_size=30).targets
+    targets = mask_tokens(input_ids, mask & (input_ids >= 5), mask_token_id=4, vocab_size=30).targets
     hidden = targets[targets >= 0]
     log_probs = logits["masked_lm"].detach().double().log_softmax(1)
     terms = [-log_probs[place, token] for place, token in enumerate(hidden)]

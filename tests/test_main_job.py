@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-RESULTS = {
-    "mean_recalls": {"image_to_text": {f"recall@{k}": 0.5 for k in (1, 5, 10)}},
-    "mrv": {"mean": 2.0},
-    "mrsd": {"mean": 1.0},
-}
+
+def results(recall, mrv):
+    directions = {"image_to_text": recall, "text_to_image": recall - 0.2}
+    return {
+        "mean_recalls": {name: {f"recall@{k}": of for k in (1, 5, 10)} for name, of in directions.items()},
+        "mrv": {"mean": mrv},
+        "mrsd": {"mean": 1.0},
+    }
 
 
 @pytest.fixture
@@ -26,6 +29,7 @@ def main_job():
 
 def test_it_goes_on_after_an_interruption_and_keeps_the_minutes(main_job, tmp_path, monkeypatch, capsys):
     run = tmp_path / "seed-3"
+    scores = {"matching": results(0.7, 3.0), "matching_and_similarity": results(0.8, 4.0)}
     clock = [0.0]
     asked = []
 
@@ -35,9 +39,12 @@ def test_it_goes_on_after_an_interruption_and_keeps_the_minutes(main_job, tmp_pa
             clock[0] += 90
             if len(asked) == 1:
                 raise subprocess.CalledProcessError(1, "ccr")
-            (run / "results.json").write_text(json.dumps(RESULTS))
+            (run / "results.json").write_text(json.dumps(results(0.6, 2.0)))
         else:
-            (run / "results-reranked.json").write_text(json.dumps(RESULTS))
+            given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+            assert (given["--ckpt_path"], given["--trainer.devices"]) == (str(run), "1")
+            assert given["--model.rerank_depth"] == "16"
+            (run / "results-reranked.json").write_text(json.dumps(scores[given["--model.rerank_by"]]))
 
     monkeypatch.setattr(main_job, "_ccr", ccr)
     monkeypatch.setattr(main_job.time, "monotonic", lambda: clock[0])
@@ -46,7 +53,7 @@ def test_it_goes_on_after_an_interruption_and_keeps_the_minutes(main_job, tmp_pa
         main_job.main()
     for _ in range(2):
         main_job.main()
-        assert "\n| 3 | 3.0 | 50.0 | 50.0 | 50.0 | 2.00 | 1.00 | 50.0, 2.00 | 50.0, 2.00 |\n" in capsys.readouterr().out
+        assert "\n| 3 | 3.0 | 50.0 | 50.0 | 50.0 | 2.00 | 1.00 | 60.0, 3.00 | 70.0, 4.00 |\n" in capsys.readouterr().out
     assert [command for command, *_ in asked] == ["fit", "fit", "test", "test", "test", "test"]
     for _, *arguments in asked[:2]:
         assert arguments[arguments.index("--resume") + 1] == "auto"

@@ -89,3 +89,12 @@ def test_a_full_disk(path, monkeypatch):
     path.mkdir()
     with pytest.raises(CCRError, match=r"metrics\.csv: the metrics could not be written"):
         metrics.log_metrics({"train/loss": 1.0}, 4)
+
+
+@pytest.mark.parametrize("content", [b"step;loss\n1;2\n", b"epoch,step\n1,two\n", b"step\n\xff\n"])
+def test_a_file_of_something_else(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(CCRError, match=r"metrics\.csv: this is not the metrics\.csv of a run \(.+\); move it away\."):
+        MetricsFile(path, 3).log_metrics({"train/loss": 1.0}, 3)
+    assert path.read_bytes() == content

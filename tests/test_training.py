@@ -281,7 +281,7 @@ def test_matching_and_masked_lm_follow_the_settings(data, monkeypatch):
         "ccr_lightning.training.fusion_losses.mask_tokens",
         lambda *args, **settings: masks.append(settings) or mask_tokens(*args, **settings),
     )
-    module = model(lr=0.0, positive_language="least_similar", mask_rate=0.15, negatives_warmup=0.5)
+    module = model(lr=0.0, positive_language="least_similar", mask_rate=0.15, draw_warmup=0.5)
     trainer(max_epochs=2).fit(module, datamodule=data())
     assert [settings["positive_language"] for _, settings in draws] == ["least_similar"] * 4
     assert [settings["rate"] for settings in masks] == [0.15] * 4
@@ -331,7 +331,9 @@ def test_the_temperature_stays_in_its_range(data, start):
         ({"fusion": False, "matching_weight": 0}, {}, "need a fusion encoder"),
         ({"fusion": False, "matching_weight": 0, "masked_lm_weight": 0, "rerank_depth": 2}, {}, "need a fusion encod"),
         ({"contrastive_weight": 0, "matching_weight": 0, "masked_lm_weight": 0}, {}, "are all 0"),
-        ({"negatives_warmup": 2}, {}, "negatives_warmup is 2"),
+        ({"draw_warmup": 2}, {}, "draw_warmup is 2"),
+        ({"rerank_depth": -3}, {}, "rerank_depth is -3"),
+        ({"masked_lm_weight": -1}, {}, "must not be negative"),
         ({"objective": "one_to_one", "text_to_image_weight": 0.5}, {}, "has no meaning"),
         ({"objective": "english_pivot", "pivot_language": "fr"}, {}, "needs 'fr' in every batch"),
         ({"objective": "english_pivot"}, {"languages_per_step": 2}, r"pass --data\.required_languages '\[en\]'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def write_config(path: Path, text: str) -> None:
     Raises:
         CCRError: If it cannot be written.
     """
-    header = f"# What made this run; repeat it with: ccr fit --config {path} --name NAME\n"
+    header = f"# What made this run; repeat it with: ccr fit --config {shlex.quote(str(path))} --name NAME\n"
     with atomic_write(path, "the configuration", _ADVICE) as file:
         file.write((header + text).encode())
 

@@ -80,16 +80,15 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
-        if self.reshuffle:
-            self.epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.size // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch = self.epoch
+        first = self.start[1] if self.epoch == self.start[0] else 0
+        epoch = self.epoch if self.reshuffle else 0
         order = np.random.default_rng(derived_seed("order", self.seed, epoch)).permutation(self.size)
-        first = self.start[1] if epoch == self.start[0] else 0
         for step in range(first, len(self)):
             begin = (step * self.world_size + self.rank) * self.batch_size
             yield [SampleKey(int(position), epoch, step) for position in order[begin : begin + self.batch_size]]

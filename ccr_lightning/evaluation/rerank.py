@@ -110,9 +110,12 @@ def rerank(
             else:
                 candidates = top_candidates(text_embeds, image_embeds, min(depth, len(image_embeds)))
                 gallery_ids, text, image = image_ids, _own_number(candidates), candidates
-            scores = _match_scores(retriever, text_states, masks, image_states, text.flatten(), image.flatten())
+            text, image = text.flatten(), image.flatten()
+            scores = _match_scores(retriever, text_states, masks, image_states, text, image)
             if by == "matching_and_similarity":
-                scores += logit_scale * (text_embeds[text.flatten()] * image_embeds[image.flatten()]).sum(1)
+                for pairs in torch.split(torch.arange(len(scores)), PAIRS_AT_ONCE):
+                    similarity = (text_embeds[text[pairs]] * image_embeds[image[pairs]]).sum(1)
+                    scores[pairs] += logit_scale * similarity
             is_positive = gallery_ids[candidates] == dual.image_ids.cpu()[:, None]
             new = reranked_ranks(dual.ranks.cpu(), scores.view_as(candidates), is_positive)
             reranked[direction][language] = LanguageRanks(dual.image_ids.cpu(), new, dual.gallery)

@@ -48,9 +48,8 @@ def retrieval_results(
         ``languages``: language to direction to ``recall@1``, ``recall@5`` and ``recall@10`` in [0, 1], and the numbers
         of ``queries`` and of items in the ``gallery``; ``mean_recalls``: direction to the means over languages;
         ``mean_recall``: the mean of all these recalls; ``mrv`` and ``mrsd``: one value for each direction, their
-        ``mean``, the
-        ``languages``, the number of ``instances``
-        (images), and, if there are no values, the ``reason``. Python numbers throughout.
+        ``mean``, the ``languages``, the number of ``instances`` (images), and, if there are no values, the ``reason``.
+        Python numbers throughout.
 
     Raises:
         CCRError: If there are no ranks, or if a language has none or no name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,37 @@ def explain_mismatch(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) ->
         f"{size(model, first)} in the model and {size(checkpoint, first)} in the checkpoint; "
         "use the config.yaml of the run that made it."
     )
+
+
+def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> str | None:
+    """Says in one sentence how a run's optimiser differs from that of the checkpoint it resumes, or returns None.
+
+    The checkpoint brings the old optimiser's settings along, so new ones would be ignored without a word.
+
+    Args:
+        now: Parameter groups with ``lr``, ``weight_decay`` and ``betas``.
+        before: Those of the checkpoint, whose ``lr`` has changed since; it counts where it began, ``initial_lr``.
+
+    Example:
+        >>> now = {"params": [1, 2], "lr": 0.5, "weight_decay": 0.0, "betas": (0.9, 0.98)}
+        >>> print(explain_optimizer_mismatch([now], [now | {"initial_lr": 0.1}]))  # doctest: +ELLIPSIS
+        the checkpoint's run began with lr 0.1 and this one asks for 0.5: keep model.lr, ...
+    """
+    trained, asked = (sum(len(group["params"]) for group in groups) for groups in (before, now))
+    if trained != asked:
+        return (
+            f"the checkpoint's run trained {trained} tensors and this one trains {asked}: switch the same losses on as "
+            "then, or start a new run."
+        )
+    for old, new in zip(before, now, strict=False):
+        settings = {"lr": old["initial_lr"], "weight_decay": old["weight_decay"], "betas": tuple(old["betas"])}
+        for name, value in settings.items():
+            if value != (tuple(new[name]) if name == "betas" else new[name]):
+                return (
+                    f"the checkpoint's run began with {name} {value} and this one asks for {new[name]}: keep model.lr, "
+                    "new_lr_scale, weight_decay and betas as they were, or start a new run."
+                )
+    return None
 
 
 class RunFolder:

@@ -13,8 +13,8 @@ from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.types import Batch
 
 
-def negative_hardness(step: int, total_steps: int, warmup_fraction: float) -> float:
-    """Factor on the logits from which matching draws its negatives: rises linearly from 0 (any) to 1 (the paper's).
+def draw_sharpness(step: int, total_steps: int, warmup_fraction: float) -> float:
+    """Factor on the logits from which matching draws its pairs: rises linearly from 0 (all alike) to 1 (the paper's).
 
     A fusion encoder that starts at random learns nothing from negatives that even the dual encoder mistakes.
 
@@ -24,7 +24,7 @@ def negative_hardness(step: int, total_steps: int, warmup_fraction: float) -> fl
         warmup_fraction: Share of them after which the factor is 1, in [0, 1]; 0 for the paper's draw from the start.
 
     Example:
-        >>> [negative_hardness(step, 100, 0.5) for step in (0, 25, 50, 75)]
+        >>> [draw_sharpness(step, 100, 0.5) for step in (0, 25, 50, 75)]
         [0.0, 0.5, 1.0, 1.0]
     """
     return min(1.0, step / (total_steps * warmup_fraction)) if warmup_fraction else 1.0

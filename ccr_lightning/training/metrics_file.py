@@ -44,12 +44,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """None, for the folder is the run's own."""
+        """Empty, for the folder is the run's own."""
         return ""
 
     @property
     def version(self) -> str:
-        """None, for the folder is the run's own."""
+        """Empty, for the folder is the run's own."""
         return ""
 
     @property
@@ -81,10 +81,15 @@ class MetricsFile(Logger):
         """The lines of the file that stay, without their empty cells."""
         if not self._path.is_file():
             return []
-        text = self._path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a crash may have broken off the last line
-        lines = [{name: value for name, value in line.items() if value} for line in csv.DictReader(io.StringIO(whole))]
-        return lines if self._columns else [line for line in lines if int(line["step"]) < self._first_step]
+        try:
+            text = self._path.read_text(encoding="utf-8")
+            whole = csv.DictReader(
+                io.StringIO(text[: text.rfind("\n") + 1])
+            )  # a crash may have broken off the last line
+            lines = [{name: value for name, value in line.items() if value} for line in whole]
+            return lines if self._columns else [line for line in lines if int(line["step"]) < self._first_step]
+        except (KeyError, ValueError) as error:
+            raise CCRError(f"{self._path}: this is not the metrics.csv of a run ({error!r}); move it away.") from error
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:

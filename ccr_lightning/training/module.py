@@ -19,9 +19,9 @@ from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import Direction, RetrievalRanks
 from ccr_lightning.models.retriever import Encoded, Retriever
-from ccr_lightning.training.checkpointing import explain_mismatch
+from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
 from ccr_lightning.training.checks import check_mrv_languages, check_pivot, check_tokenizer
-from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, negative_hardness
+from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
@@ -43,8 +43,8 @@ class RetrievalModule(LightningModule):
         matching_weight: Weight of the matching loss with hard negatives.
         masked_lm_weight: Weight of the masked-LM loss.
         positive_language: How matching chooses the language of an image's positive text.
-        negatives_warmup: Share of the training over which matching's negatives become hard: any at its start, the
-            paper's from its end on. It helps where the fusion encoder starts at random.
+        draw_warmup: Share of the training over which matching's draws sharpen: all texts and images alike at its start,
+            the paper's preferences from its end on. It helps where the fusion encoder starts at random.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
         lr: Peak learning rate.
         new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
@@ -75,7 +75,7 @@ class RetrievalModule(LightningModule):
         matching_weight: float = 1.0,
         masked_lm_weight: float = 1.0,
         positive_language: PositiveLanguage = "least_likely",
-        negatives_warmup: float = 0.0,
+        draw_warmup: float = 0.0,
         mask_rate: float = 0.4,
         lr: float = 1e-4,
         new_lr_scale: float = 2.0,
@@ -88,8 +88,12 @@ class RetrievalModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= negatives_warmup <= 1:
-            raise CCRError(f"negatives_warmup is {negatives_warmup}: give a share of the training, from 0 to 1.")
+        if not 0 <= draw_warmup <= 1:
+            raise CCRError(f"draw_warmup is {draw_warmup}: give a share of the training, from 0 to 1.")
+        if rerank_depth < 0:
+            raise CCRError(f"rerank_depth is {rerank_depth}: give the number of candidates, or 0 for none.")
+        if min(contrastive_weight, matching_weight, masked_lm_weight) < 0:
+            raise CCRError("contrastive_weight, matching_weight and masked_lm_weight must not be negative: 0 is off.")
         if (matching_weight or masked_lm_weight or rerank_depth) and retriever.fusion is None:
             raise CCRError(
                 "matching, masked-LM and re-ranking need a fusion encoder: give the retriever one, or set "
@@ -109,7 +113,7 @@ class RetrievalModule(LightningModule):
             "masked_lm": masked_lm_weight,
         }
         self.positive_language = positive_language
-        self.negatives_warmup = negatives_warmup
+        self.draw_warmup = draw_warmup
         self.mask_rate = mask_rate
         self.lr = lr
         self.new_lr_scale = new_lr_scale
@@ -173,13 +177,12 @@ class RetrievalModule(LightningModule):
                 languages=batch.languages,
             )
         if weights["matching"] or weights["masked_lm"]:
-            hardness = negative_hardness(
-                self.global_step, int(self.trainer.estimated_stepping_batches), self.negatives_warmup
-            )
+            steps = int(self.trainer.estimated_stepping_batches)
+            sharpness = draw_sharpness(self.global_step, steps, self.draw_warmup)
             draw = draw_matching(
                 images.embeds,
                 texts.embeds,
-                self.retriever.logit_scale * hardness,
+                self.retriever.logit_scale * sharpness,
                 caption_mask=batch.caption_mask,
                 image_ids=batch.image_ids,
                 positive_language=self.positive_language,
@@ -197,15 +200,18 @@ class RetrievalModule(LightningModule):
         self.log_dict({**logged, "train/temperature": self.retriever.temperature}, batch_size=len(batch.images))
         return loss
 
-    def configure_optimizers(self) -> Any:
-        """AdamW with the paper's parameter groups, linear warm-up and decay over the whole training."""
-        groups = parameter_groups(
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(
             self.retriever,
             self.lr,
             self.weight_decay,
             new_parameters=self.retriever.new_parameters(),
             new_lr_scale=self.new_lr_scale,
         )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the paper's parameter groups, linear warm-up and decay over the whole training."""
+        groups = self._parameter_groups()
         # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
         fused = None if "mixed" in str(self.trainer.precision) else True
         optimizer = adamw(groups, self.betas, fused=fused)
@@ -284,10 +290,13 @@ class RetrievalModule(LightningModule):
         return encoded
 
     def _score(self, name: str, ranks: Any) -> dict[str, Any]:
-        data = self._data
-        results = retrieval_results(
-            ranks, data.languages, mrv_languages=self.mrv_languages, parallel=data.source.parallel
-        )
+        data, seen = self._data, set().union(*ranks.values())  # a part of a split, in a trial, has a part of them
+        mrv_languages = [
+            language
+            for index, language in enumerate(data.languages)
+            if index in seen and language in (self.mrv_languages or data.languages)
+        ]
+        results = retrieval_results(ranks, data.languages, mrv_languages=mrv_languages, parallel=data.source.parallel)
         logged = {f"{name}/mean_recall": results["mean_recall"]}
         for direction in get_args(Direction):
             for k in CUTOFFS:
@@ -299,21 +308,19 @@ class RetrievalModule(LightningModule):
         return results
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that a run which resumes trains what it trained before.
+        """Checks that a run which resumes trains what it trained before, with the same optimiser.
 
         Raises:
-            CCRError: If it does not, since some losses have been switched off or on.
+            CCRError: If not.
         """
         if self.trainer.state.fn != "fit" or explain_mismatch(self.state_dict(), checkpoint["state_dict"]):
             return  # another architecture is refused below
-        groups = [group for optimizer in checkpoint.get("optimizer_states", []) for group in optimizer["param_groups"]]
-        before = sum(len(group["params"]) for group in groups)
-        now = sum(parameter.requires_grad for parameter in self.parameters())
-        if before != now:
-            raise CCRError(
-                f"the checkpoint's run trained {before} tensors and this one trains {now}: switch the same losses on "
-                "as then, or start a new run."
-            )
+        before = [group for optimizer in checkpoint.get("optimizer_states", []) for group in optimizer["param_groups"]]
+        mismatch = explain_optimizer_mismatch(
+            [group | {"betas": self.betas} for group in self._parameter_groups()], before
+        )
+        if mismatch:
+            raise CCRError(mismatch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads weights, and says in one sentence what does not fit if they are another architecture's.

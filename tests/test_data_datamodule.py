@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -109,6 +110,12 @@ def trainer(**settings):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     settings = {"max_epochs": 3, "enable_checkpointing": False, "num_sanity_val_steps": 0, **quiet, **settings}
     return lightning.Trainer(accelerator="cpu", **settings)
+
+
+@pytest.fixture(autouse=True)
+def first_rank(monkeypatch):
+    """A trainer of another rank tells so to the whole process; the tests that follow are rank 0 again."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
 
 
 def one_of_two_ranks(rank):

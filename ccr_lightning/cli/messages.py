@@ -17,8 +17,6 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-import ccr_lightning
-
 _KINDS = {
     "int": "an int",
     "float": "a number",
@@ -178,7 +176,7 @@ def _constructor_arguments() -> Iterator[str]:
 
 def _classes() -> Iterator[type]:
     """The package's public classes that can be built, also of modules that have not been imported yet."""
-    for info in pkgutil.walk_packages(ccr_lightning.__path__, "ccr_lightning."):
+    for info in pkgutil.walk_packages([str(Path(__file__).parents[1])], "ccr_lightning."):
         with suppress(ImportError):  # of an extra that is not installed
             module = importlib.import_module(info.name)
             for name, cls in inspect.getmembers(module, inspect.isclass):

@@ -95,7 +95,7 @@ def rerank(
     """
     if by not in get_args(RerankBy):
         raise CCRError(f"re-ranking by {by!r} is unknown: choose {' or '.join(get_args(RerankBy))}.")
-    logit_scale = float(retriever.logit_scale)
+    logit_scale = retriever.logit_scale.item()
     all_embeds, all_states, all_ids = bank.images()
     reranked: dict[str, dict[int, LanguageRanks]] = {direction: {} for direction in get_args(Direction)}
     for language, of_images in ranks["image_to_text"].items():

@@ -413,6 +413,22 @@ def test_the_last_checkpoint_is_the_last_one(ccr, config, tmp_path):
     assert (best["epoch"], last["epoch"]) == (0, 2)
 
 
+def test_a_checkpoint_outside_of_a_run(expect_error, tmp_path):
+    (tmp_path / "x.txt").write_text("no checkpoint")
+    expect_error(
+        "test", "--ckpt_path", tmp_path / "x.txt", says=r"there is no .*config\.yaml, which a run has; pass a ch"
+    )
+
+
+def test_an_interruption_during_the_imports(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccr_lightning.cli.main._dispatch", interrupt)
+    assert main(["fit", "--name", "x"]) == 130
+    assert capsys.readouterr().err.startswith("error: interrupted: start it again; ")
+
+
 def test_without_a_validation_the_last_checkpoint_is_tested(ccr, config, tmp_path):
     status, output, _ = ccr(
         "fit", "--config", config, "--runs_dir", tmp_path, "--name", "short", "--trainer.max_epochs", 1,
@@ -422,6 +438,9 @@ def test_without_a_validation_the_last_checkpoint_is_tested(ccr, config, tmp_pat
     assert "\nno validation ran, hence there is no best checkpoint: the last one is tested\n" in output
     document = json.loads((tmp_path / "short" / "results.json").read_text())
     check_document(document, "test", 8, tmp_path / "short" / "checkpoints" / "last.ckpt")
+    status, output, _ = ccr("test", "--ckpt_path", tmp_path / "short")
+    assert status == 0
+    assert re.search(r"no best checkpoint: .*last\.ckpt is taken\n", output)
 
 
 @pytest.mark.parametrize("steps", [0, 3], ids=["before a checkpoint", "after a checkpoint"])
@@ -807,7 +826,7 @@ def test_checkpoints_that_do_not_fit(at_home, expect_error, tmp_path):
     expect_error("test", "--ckpt_path", tmp_path, says=r"there is no checkpoint at .*checkpoints/best\.ckpt")
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(whole)
-    expect_error("test", "--ckpt_path", alone, says="model.retriever")
+    expect_error("test", "--ckpt_path", alone, says=r"alone\.ckpt: there is no .*config\.yaml, which a run has")
 
 
 def test_help_all_and_print_config(ccr, config, capsys):

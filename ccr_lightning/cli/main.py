@@ -124,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parent = os.getppid()
     try:
         return _dispatch(args)
+    except KeyboardInterrupt:  # during the imports; later the command itself says how to go on
+        print("error: interrupted: start it again; a run that has begun goes on with --resume auto.", file=sys.stderr)
+        return 130
     except Exception as error:
         if _first_process_speaks(parent):
             return 1
@@ -177,6 +180,9 @@ def _fill_in_run(args: list[str]) -> list[str]:
     path = Path(args[place])
     if path.is_dir():
         path = path / "checkpoints" / "best.ckpt"
+        if not path.is_file() and (last := path.with_name("last.ckpt")).is_file():
+            print(f"no validation ran, hence there is no best checkpoint: {last} is taken", flush=True)
+            path = last
     if not path.is_file():
         raise CCRError(f"--ckpt_path {args[place]}: there is no checkpoint at {path}; check the path.")
     args[place] = str(path)
@@ -184,7 +190,12 @@ def _fill_in_run(args: list[str]) -> list[str]:
     if len(path.parts) < 3 or ".." in path.parts:  # the name of the run is in none of them
         run = path.absolute().resolve().parent.parent
     given = {arg.split("=", 1)[0] for arg in args}
-    if (run / "config.yaml").is_file() and not given & {"-c", "--config"}:
+    if not given & {"-c", "--config"}:
+        if not (run / "config.yaml").is_file():
+            raise CCRError(
+                f"--ckpt_path {path}: there is no {run / 'config.yaml'}, which a run has; pass a checkpoint in the "
+                "folder of its run, or --config too."
+            )
         place_of_run = {"--runs_dir": str(run.parent), "--name": run.name}  # which may have moved since
         added = [part for name, value in place_of_run.items() if name not in given for part in (name, value)]
         args[1:1] = ["--config", str(run / "config.yaml"), *added]

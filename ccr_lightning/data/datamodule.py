@@ -196,7 +196,9 @@ class CaptionDataModule(lightning.LightningDataModule):
     def _check_languages(self, name: str, asked: Sequence[str], available: Sequence[str]) -> None:
         unknown = [language for language in asked if language not in available]
         if unknown:
-            raise CCRError(f"{name} has {unknown[0]!r}, but there are only {', '.join(available)}; choose among these.")
+            raise CCRError(
+                f"data.{name} has {unknown[0]!r}, but there are only {', '.join(available)}; choose among these."
+            )
         if len(set(asked)) < len(asked):
             raise CCRError(f"{name} is {', '.join(asked)}; name each language once.")
 

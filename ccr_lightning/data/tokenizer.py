@@ -128,7 +128,7 @@ class CaptionTokenizer:
         """Return the token ids ``(N, L)`` int64 of texts, padded to the longest, and their mask ``(N, L)`` bool."""
         rows = self._ids(texts)
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        mask = np.arange(max(map(len, rows), default=0)) < lengths[:, None]
         input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
         input_ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
         return torch.from_numpy(input_ids), torch.from_numpy(mask)

@@ -544,7 +544,10 @@ def test_a_tokeniser_that_cannot_be_written(data, tmp_path):
 
 def test_testing_needs_nothing_of_the_other_splits(tiny_jsonl, data, tmp_path):
     arguments = tiny_jsonl(folder="moved")
-    make = lambda: data(source=JsonLines(**arguments))  # noqa: E731
+
+    def make():
+        return data(source=JsonLines(**arguments))
+
     fitting = trainer(max_epochs=1)
     fitting.fit(Watcher(), datamodule=make())
     fitting.save_checkpoint(tmp_path / "run.ckpt")

@@ -20,12 +20,14 @@ class ImageCaptions:
         image: Path of the encoded image file, or its bytes.
         captions: Language (ISO 639-1) to captions; a language without a caption is absent, never an empty tuple.
         where: Where the record comes from (``file:line``), for error messages.
+        blank_captions: Places of captions that had nothing to read and were left out.
     """
 
     image_id: str
     image: Path | bytes
     captions: Mapping[str, tuple[str, ...]]
     where: str
+    blank_captions: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):

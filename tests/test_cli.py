@@ -778,7 +778,7 @@ def no_picture(root, lines):
         (empty_caption, "a caption in 'en' is ' '"),
         (unknown_key, "'captions' is missing"),
         (truncated_image, "damaged and cannot be decoded"),
-        (missing_image, r"pictures/2\.png is not there"),
+        (missing_image, r"pictures/2\.png \(there is no such file\)"),
         (no_picture, "not a picture that Pillow can open"),
     ],
 )

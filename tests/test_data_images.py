@@ -1,9 +1,11 @@
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ccr_lightning.data.faults import RecordFault
 from ccr_lightning.data.images import open_image
 from ccr_lightning.errors import CCRError
 
@@ -102,6 +104,7 @@ JPEG = encode(noise(), "JPEG")
         (b"", "zero bytes"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-LFS pointer"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"PK\x03\x04 and so on", "zip archive"),
         (JPEG[: len(JPEG) // 2], "damaged"),
         (encode(noise())[:-300], "damaged"),
         (encode(Image.new("L", (2000, 1001))), "2000 x 1001 pixels, more than 2000000"),
@@ -123,6 +126,28 @@ def test_failures_name_the_place(data, message, as_file, tmp_path, monkeypatch):
     assert ("picture.jpg" in str(error.value)) == as_file
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(CCRError, match=r"captions.jsonl:7: cannot read the image .*no.png \(No such file"):
-        open_image(tmp_path / "no.png", "captions.jsonl:7")
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    for name, reason in (
+        ("no.png", "there is no such file"),
+        ("folder.png", "there is no such file"),
+        ("pipe.png", "there is no such file"),
+        ("a" * 300, "File name too long"),
+    ):
+        with pytest.raises(RecordFault, match=rf"captions.jsonl:7: cannot read the image .*{name} \({reason}") as fault:
+            open_image(tmp_path / name, "captions.jsonl:7")
+        assert fault.value.kind == "missing image"
+
+
+def test_no_format_that_runs_a_program():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    with pytest.raises(CCRError, match="not a picture"):
+        open_image(postscript, "x")
+
+
+def test_large_files(monkeypatch, tmp_path):
+    monkeypatch.setattr("ccr_lightning.data.images.MAX_BYTES", 1_000_000)
+    (tmp_path / "a.bmp").write_bytes(encode(noise(), "BMP") + bytes(1_000_000))
+    with pytest.raises(CCRError, match=r"x: the image .*a.bmp has more than 1 MB; make it smaller"):
+        open_image(tmp_path / "a.bmp", "x")

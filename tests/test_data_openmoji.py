@@ -147,7 +147,7 @@ def test_settings(composition):
         ({"split_scheme": "random"}, "split scheme 'random'"),
         ({"languages": ["en", "xx"]}, "xx"),
         ({"languages": ["en", "en"]}, "each once"),
-        ({"languages": []}, "choose some"),
+        ({"languages": []}, "name at least one"),
         ({"image_size": 0}, "0 pixels"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from ccr_lightning.data.sources.cclm_json import CclmJson
 from ccr_lightning.data.sources.coco import Coco
+from ccr_lightning.data.sources.flickr30k import Flickr30k
 from ccr_lightning.data.sources.multi30k import Multi30K
 from ccr_lightning.data.sources.pretrain_jsonl import PretrainJsonLines
 from ccr_lightning.data.sources.protocol import Source
@@ -48,6 +49,11 @@ def found(source, split="test"):
     return {record.image_id: record.captions for record in records}
 
 
+def blank(source, split="test"):
+    """Places of the blank captions that were left out, without the folder."""
+    return [place.rpartition("/")[2] for record in source.records(split) for place in record.blank_captions]
+
+
 @pytest.fixture
 def multi30k(tmp_path):
     raw, splits = tmp_path / "data" / "task1" / "raw", tmp_path / "data" / "task1" / "image_splits"
@@ -71,6 +77,7 @@ def test_multi30k(multi30k):
         "1.jpg": {"cs": ("pes",), "en": ("a dog ",)},
         "2.jpg": {"en": ("two\u2028dogs",)},
     }
+    assert blank(source, "val") == ["val.cs:2 (cs)"]
     source = Multi30K(**multi30k, languages=["en"], splits={"test": "test_2017_mscoco"})
     assert found(source) == {"COCO_val2014_7.jpg": {"en": ("a cat",)}, "COCO_val2014_8.jpg": {"en": ("a cow",)}}
 
@@ -85,7 +92,7 @@ def test_multi30k_task_2(multi30k):
 
 
 def test_multi30k_errors(multi30k, tmp_path):
-    with pytest.raises(CCRError, match="task 2 has the languages en, de, not"):
+    with pytest.raises(CCRError, match="task 2 has no captions in fr, only in en, de"):
         Multi30K(**multi30k, task=2, languages=["en", "fr"])
     without_czech = Multi30K(**multi30k, languages=["en", "cs"], splits={"test": "test_2017_mscoco"})
     with pytest.raises(CCRError, match=r"'test_2017_mscoco' of multi30k-task1 has captions in en, not in 'cs'; leave"):
@@ -124,28 +131,37 @@ def test_xflickrco_is_aligned_by_image(iglue):
         "1007129816.jpg": {"ja": ("1男が、3メガネを",)},  # the German caption is empty
         "COCO_val2014_000000001234.jpg": {"de": ("Motorradfahrer",), "ja": ("バイク",)},
     }
+    assert blank(XFlickrCO(**iglue, languages=["de", "ja"])) == ["test.jsonl:1 (de)"]
 
 
 def test_xflickrco_training_files(iglue):
     few = XFlickrCO(**iglue, languages=["ja"], few_shot="train_1")
     assert found(few, "train") == {"1007129816.jpg": {"ja": ("男",)}}
-    english = XFlickrCO(**iglue, languages=["en"])
-    assert found(english, "val") == {"1007129816.jpg": {"en": ("A man. ", "A man\nin a hat.")}}
+    assert few.splits == ("train", "test")
+
+
+def test_flickr30k(iglue, tmp_path):
+    source = Flickr30k(iglue["root"], iglue["flickr_root"])
+    assert found(source, "val") == {"1007129816.jpg": {"en": ("A man. ", "A man\nin a hat.")}}
+    with pytest.raises(CCRError, match=r"train_ann\.jsonl: there is no such file; get the folder datasets/"):
+        source.fingerprint("train")
+    path = tmp_path / "datasets" / "flickr30k" / "annotations" / "valid_ann.jsonl"
+    write(path, path.read_bytes() * 2)
+    with pytest.raises(CCRError, match=r"valid_ann\.jsonl:2: the image '1007129816\.jpg' is in the file twice"):
+        list(source.records("val"))
 
 
 def test_xflickrco_errors(iglue, tmp_path):
     with pytest.raises(CCRError, match=r"test\.jsonl is there in de, ja, not in 'tr'; leave it out"):
         next(XFlickrCO(**iglue, languages=["de", "tr"]).records("test"))
-    with pytest.raises(CCRError, match=r"'train' of xflickrco is Flickr30k's, in English only; .* or name a few_shot"):
+    with pytest.raises(CCRError, match="xflickrco has no split 'train', only test; name a few_shot file"):
         next(XFlickrCO(**iglue, languages=["de"]).records("train"))
-    with pytest.raises(CCRError, match="no split 'dev', only train, val and test"):
-        next(XFlickrCO(**iglue, languages=["de"]).records("dev"))
     path = tmp_path / "datasets" / "xFlickrCO" / "annotations" / "de" / "test.jsonl"
     for record, message in (
         ({"sentences": ["x"]}, "test.jsonl:1: img_path is None"),
         ({"sentences": "x", "img_path": "1.jpg"}, "test.jsonl:1: sentences is 'x'"),
         ({"sentences": ["x"], "img_path": "../1.jpg"}, "test.jsonl:1: the image '../1.jpg' is absolute or has '..'"),
-        ([], "test.jsonl:1: img_path is None"),
+        ([], "test.jsonl:1: not a JSON object"),
     ):
         write(path, jsonl(record))
         with pytest.raises(CCRError, match=message):
@@ -175,7 +191,7 @@ def test_xtd(xtd):
 
 
 def test_xtd_errors(xtd, tmp_path):
-    with pytest.raises(CCRError, match=r"XTD has the languages en, es, .*, ja, not"):
+    with pytest.raises(CCRError, match=r"XTD has no captions in jp, only in en, es, .*, ja; choose"):
         XTD(**xtd, languages=["jp"])
     with pytest.raises(CCRError, match="xtd has no split 'val', only test"):
         next(XTD(**xtd, languages=["ja"]).records("val"))
@@ -198,7 +214,7 @@ def test_xm3600(tmp_path):
     }
     with pytest.raises(CCRError, match="has no split 'train', only test"):
         next(XM3600(**settings).records("train"))
-    with pytest.raises(CCRError, match=r"has the languages ar, bn, .*, zh, not"):
+    with pytest.raises(CCRError, match=r"has no captions in la, only in ar, bn, .*, zh; choose"):
         XM3600(**settings, languages=["la"])
     for broken, message in (
         ({"en": {"caption": ["x"]}}, "captions.jsonl:1: image/key is None"),
@@ -248,9 +264,9 @@ def test_wit_errors(wit):
     settings = {"annotations": str(wit), "images": str(wit / "images.tsv")}
     with pytest.raises(CCRError, match=r"'test' is there in el, en, not in 'ja'; leave it out"):
         next(WIT(**settings, languages=["ja"]).records("test"))
-    with pytest.raises(CCRError, match="no split 'dev', only train, val and test"):
+    with pytest.raises(CCRError, match="no split 'dev', only train, val, test"):
         next(WIT(**settings).records("dev"))
-    with pytest.raises(CCRError, match=r"test_en\.jsonl:1: the image 'u/1\.jpg' has no image_content in its line, nor"):
+    with pytest.raises(CCRError, match=r"test_en\.jsonl:1: the image 'u/1\.jpg' has no image_content in its line; get"):
         list(WIT(str(wit), languages=["en"]).records("test"))
     write(wit / "images.tsv", lines("u/1.jpg\t***"))
     with pytest.raises(CCRError, match=r"images\.tsv:1: the image is not valid base64"):
@@ -363,12 +379,12 @@ def test_coco_with_the_splits_of_coco_cn(coco, tmp_path):
 
 
 def test_coco_errors(coco, tmp_path):
-    with pytest.raises(CCRError, match=r"Coco has the languages en, ja, zh, not \['de'\]"):
+    with pytest.raises(CCRError, match=r"has no captions in de, only in en, ja, zh; choose"):
         Coco(**coco, languages=["de"])
     path = tmp_path / "coco-cn.txt"
     for text, message in (
         ("COCO_val2014_1 牛", r"coco-cn\.txt:1: 'COCO_val2014_1 牛' is not '<image>#<number>', a tab and a caption"),
-        ('{"annotations": [{"caption": 3}]}', r"coco-cn\.txt: annotation 1: caption is 3; it is a text"),
+        ('{"annotations": [{"caption": 3, "image_id": 1}]}', r"coco-cn\.txt: annotation 1: caption is 3; it is a text"),
         ('{"annotations": [{"caption": "x", "image_id": [3]}]}', r"annotation 1: image_id is \[3\]; it is an integer"),
         ('{"images": []}', r"coco-cn\.txt: annotations is missing or no list"),
         ('{"annotations": [\n{]}', r"coco-cn\.txt:2: not valid JSON"),

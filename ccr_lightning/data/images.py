@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ccr_lightning.errors import CCRError
+from ccr_lightning.data.faults import RecordFault
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+ZIP_ARCHIVE = b"PK\x03\x04"
 MAX_PIXELS = 50_000_000  # larger pictures are refused from their header, before memory is spent on them
+MAX_BYTES = 100_000_000  # of an encoded picture
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO", "JPEG2000", "AVIF")  # none that runs a program
 
 
 def read_image(source: Path | bytes, where: str) -> bytes:
@@ -21,21 +25,36 @@ def read_image(source: Path | bytes, where: str) -> bytes:
         where: Where the image is named (``file:line``), for the message.
 
     Raises:
-        CCRError: The file cannot be read, is empty, or is a git-LFS pointer instead of a picture.
+        RecordFault: The file cannot be read, is empty or too large, or is a git-LFS pointer or an archive instead of a
+            picture.
     """
     if isinstance(source, bytes):
         data, name = source, "the image"
     else:
         name = f"the image {source}"
         try:
-            data = source.read_bytes()
-        except OSError as error:
-            raise CCRError(f"{where}: cannot read {name} ({error.strerror}); check the image folder.") from error
-    if not data:
-        raise CCRError(f"{where}: {name} has zero bytes; fetch it again.")
-    if data.startswith(LFS_POINTER):
-        raise CCRError(f"{where}: {name} is a git-LFS pointer, not a picture; run git lfs pull where it comes from.")
+            if not source.is_file():  # a folder, or a pipe that would never end
+                raise FileNotFoundError(errno.ENOENT, "there is no such file")
+            with source.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RecordFault(
+                f"{where}: cannot read {name} ({reason}); check the image folder.", "missing image"
+            ) from error
+    for found, says in (
+        (not data, "has zero bytes; fetch it again"),
+        (len(data) > MAX_BYTES, f"has more than {MAX_BYTES // 10**6} MB; make it smaller"),
+        (data.startswith(LFS_POINTER), "is a git-LFS pointer, not a picture; run git lfs pull where it comes from"),
+        (data.startswith(ZIP_ARCHIVE), "is a zip archive, not a picture; unzip it first"),
+    ):
+        if found:
+            raise _unreadable(f"{where}: {name} {says}.")
     return data
+
+
+def _unreadable(message: str) -> RecordFault:
+    return RecordFault(message, "unreadable image")
 
 
 def open_image(source: Path | bytes, where: str) -> Image.Image:
@@ -46,7 +65,7 @@ def open_image(source: Path | bytes, where: str) -> Image.Image:
         where: Where the image is named (``file:line``), for the message.
 
     Raises:
-        CCRError: The file is missing, empty, truncated, no picture, or too large.
+        RecordFault: The file is missing, empty, truncated, no picture, or too large.
 
     Example:
         >>> buffer = io.BytesIO()
@@ -58,19 +77,19 @@ def open_image(source: Path | bytes, where: str) -> Image.Image:
     data = read_image(source, where)
     name = "the image" if isinstance(source, bytes) else f"the image {source}"
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CCRError(f"{where}: {name} is far too large ({error}); make it smaller.") from error
+        raise _unreadable(f"{where}: {name} is far too large ({error}); make it smaller.") from error
     except Exception as error:
-        raise CCRError(f"{where}: {name} is not a picture that Pillow can open; replace or remove it.") from error
+        raise _unreadable(f"{where}: {name} is not a picture that Pillow can open; replace or remove it.") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise CCRError(f"{where}: {name} has {width} x {height} pixels, more than {MAX_PIXELS}; make it smaller.")
+        raise _unreadable(f"{where}: {name} has {width} x {height} pixels, more than {MAX_PIXELS}; make it smaller.")
     try:
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
     except Exception as error:
-        raise CCRError(f"{where}: {name} is damaged and cannot be decoded ({error}); fetch it again.") from error
+        raise _unreadable(f"{where}: {name} is damaged and cannot be decoded ({error}); fetch it again.") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from ccr_lightning.data.sources.reading import files_fingerprint, find_file, image_below, is_blank, read_json
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
+from ccr_lightning.data.sources.reading import (
+    check_languages,
+    check_split,
+    files_fingerprint,
+    find_file,
+    image_below,
+    read_json,
+    without_blank,
+)
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -47,57 +57,70 @@ class CclmJson:
         parallel: bool = True,
         name: str = "cclm",
     ) -> None:
-        if not languages or len(set(languages)) < len(languages):
-            raise CCRError(f"CclmJson got the languages {list(languages)}; name at least one, each once.")
         if "{language}" not in files or "{split}" not in files:
             raise CCRError(f"CclmJson got files {files!r}; give a name with {{language}} and {{split}} in it.")
         self.name = name
-        self.languages = tuple(languages)
+        self.languages = check_languages("CclmJson", languages)
         self.parallel = parallel
         self.files = files
-        self.splits = dict(splits)
+        self._names = dict(splits)
         self._folder, self._image_root = Path(folder), Path(image_root)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have a name in the files' names."""
+        return tuple(self._names)
 
     def fingerprint(self, split: str) -> str:
         """Return a short hash of the settings and of the files' paths, sizes and times of change."""
         return files_fingerprint([self.languages, self._image_root.absolute()], list(self._paths(split).values()))
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of the first language's file."""
-        captions: dict[str, dict[str, tuple[str, ...]]] = {}
-        places: dict[str, str] = {}
+        images: dict[str, _Image] = {}
         for language, path in self._paths(split).items():
             rows = read_json(path)
             if not isinstance(rows, list):
                 raise CCRError(f"{path}: not a JSON list of captions; fetch the file again.")
-            for number, row in enumerate(rows):
-                where = f"{path}: record {number + 1}"
-                image, texts = _parse(row, where)
-                of_image = captions.setdefault(image, {})
-                if texts:
-                    of_image[language] = (*of_image.get(language, ()), *texts)
-                places.setdefault(image, where)
+
+            def add(row: tuple[int, object], path: Path = path, language: str = language) -> None:
+                where = f"{path}: record {row[0]}"
+                image, texts = _parse(row[1], where)
+                captions = images.setdefault(image, _Image({}, where)).captions
+                captions.setdefault(language, []).extend((text, where) for text in texts)
+
+            for _ in usable(add, enumerate(rows, 1), report):
+                pass
         root = self._image_root.resolve()
-        for image, of_image in captions.items():
-            yield ImageCaptions(image, image_below(root, image, places[image]), of_image, places[image])
+
+        def record(name: str) -> ImageCaptions:
+            captions, blank = without_blank(images[name].captions)
+            where = images[name].where
+            return ImageCaptions(name, image_below(root, name, where), captions, where, blank)
+
+        yield from usable(record, images, report)
 
     def _paths(self, split: str) -> dict[str, Path]:
-        if split not in self.splits:
-            raise CCRError(f"{self.name} has no split {split!r}, only {', '.join(self.splits)}; add it to splits.")
+        check_split(self.name, split, self.splits, "add it to splits")
         return {
             language: find_file(
-                self._folder / self.files.format(language=language, split=self.splits[split]),
+                self._folder / self.files.format(language=language, split=self._names[split]),
                 f"get the captions in {language!r}, or leave it out of languages",
             )
             for language in self.languages
         }
 
 
-def _parse(row: object, where: str) -> tuple[str, tuple[str, ...]]:
+class _Image(NamedTuple):
+    captions: dict[str, list[tuple[str, str]]]  # with their places
+    where: str  # of its first record
+
+
+def _parse(row: object, where: str) -> tuple[str, list[str]]:
     image, caption = (row.get("image"), row.get("caption")) if isinstance(row, dict) else (None, None)
     if not isinstance(image, str) or not image:
-        raise CCRError(f"{where}: image is {image!r}; it is the path of the image file.")
+        raise RecordFault(f"{where}: image is {image!r}; it is the path of the image file.")
     texts = [caption] if isinstance(caption, str) else caption
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise CCRError(f"{where}: caption is {caption!r}; it is a text or a list of texts.")
-    return image, tuple(text for text in texts if not is_blank(text))
+        raise RecordFault(f"{where}: caption is {caption!r}; it is a text or a list of texts.")
+    return image, texts

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
 from ccr_lightning.data.sources.reading import (
+    Line,
+    check_languages,
+    check_split,
     files_fingerprint,
     find_file,
     image_below,
-    is_blank,
     read_json,
     read_lines,
+    without_blank,
 )
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
@@ -59,15 +63,15 @@ class Coco:
         lists: Mapping[str, str] | None = None,
     ) -> None:
         self._files = {language: [Path(path) for path in paths] for language, paths in (captions or {}).items()}
-        self.languages = ("en", *self._files) if languages is None else tuple(languages)
-        unknown = [language for language in self.languages if language not in ("en", *self._files)]
-        if unknown or not self.languages or len(set(self.languages)) < len(self.languages):
-            raise CCRError(
-                f"Coco has the languages {', '.join(('en', *self._files))}, not {list(self.languages)}; choose some of "
-                "them, each once, or name the files of others in captions."
-            )
+        known = ("en", *self._files)
+        self.languages = check_languages("Coco, without more files in captions,", languages or known, known)
         self._coco_root, self._karpathy = Path(coco_root), Path(karpathy)
         self._lists = None if lists is None else {split: Path(path) for split, path in lists.items()}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Karpathy's splits, or those of ``lists``."""
+        return tuple(_KARPATHY_SPLITS if self._lists is None else self._lists)
 
     def fingerprint(self, split: str) -> str:
         """Return a short hash of the settings and of the files' paths, sizes and times of change."""
@@ -79,47 +83,71 @@ class Coco:
             files.append(names)
         return files_fingerprint([self.languages, self._coco_root.absolute()], files)
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of Karpathy's file, or of the list."""
-        path = self._karpathy_file()
-        images = {}
-        for number, image in enumerate(_list(read_json(path), "images", path)):
-            where = f"{path}: image {number + 1}"
-            images[_text(image, "filename", where)] = (image, where)
-        names = {_number(image, "cocoid", where): name for name, (image, where) in images.items()}
-        others = {language: self._captions_of(language, names) for language in self._others()}
+        images = self._images(report)
+        others = {language: self._captions_of(language, images, report) for language in self._others()}
         root = self._coco_root.resolve()
-        for name in self._names(split, images):
-            image, where = images[name]
-            captions = {}
-            for language in self.languages:
-                texts = _english(image, where) if language == "en" else others[language].get(name, [])
-                if kept := tuple(text for text in texts if not is_blank(text)):
-                    captions[language] = kept
-            folder = _text(image, "filepath", where)
-            yield ImageCaptions(name, image_below(root, f"{folder}/{name}", where), captions, where)
 
-    def _names(self, split: str, images: Mapping[str, tuple[Any, str]]) -> Iterable[str]:
+        def record(image: _Image) -> ImageCaptions:
+            captions, blank = without_blank(
+                {
+                    language: image.english if language == "en" else others[language].get(image.name, [])
+                    for language in self.languages
+                }
+            )
+            path = image_below(root, f"{image.folder}/{image.name}", image.where)
+            return ImageCaptions(image.name, path, captions, image.where, blank)
+
+        yield from usable(record, self._of_split(split, images, report), report)
+
+    def _images(self, report: Report) -> dict[str, _Image]:
+        """All images of Karpathy's file by name."""
+        path = self._karpathy_file()
+        rows = enumerate(_list(read_json(path), "images", path), 1)
+        images: dict[str, _Image] = {}
+
+        def add(row: tuple[int, Any]) -> None:
+            number, image = row
+            where = f"{path}: image {number}"
+            name = _text(image, "filename", where)
+            if name in images:
+                raise RecordFault(f"{where}: {name} is in the file before; fetch the file again.", "repeated image")
+            sentences = _list(image, "sentences", where, RecordFault)
+            english = [(_text(sentence, "raw", where), where) for sentence in sentences]
+            folder, split = _text(image, "filepath", where), _text(image, "split", where)
+            images[name] = _Image(name, _number(image, "cocoid", where), folder, split, english, where)
+
+        for _ in usable(add, rows, report):
+            pass
+        return images
+
+    def _of_split(self, split: str, images: Mapping[str, _Image], report: Report) -> Iterable[_Image]:
         file = self._list_file(split)
         if file is None:
-            wanted = _KARPATHY_SPLITS[split]
-            return [name for name, (image, where) in images.items() if _text(image, "split", where) in wanted]
-        names = []
-        for line in read_lines(file):
-            if line.text.strip():
-                name = f"{line.text.strip().partition('#')[0].removesuffix('.jpg')}.jpg"
-                if name not in images:
-                    raise CCRError(f"{line.where}: the image {name!r} is not in {self._karpathy}; check the list.")
-                names.append(name)
-        return list(dict.fromkeys(names))
+            return [image for image in images.values() if image.split in _KARPATHY_SPLITS[split]]
 
-    def _captions_of(self, language: str, names: Mapping[int, str]) -> dict[str, list[str]]:
-        """Captions by image name; those of images that Karpathy's file lacks are of no split."""
-        captions: dict[str, list[str]] = {}
+        def find(line: Line) -> _Image:
+            name = f"{line.text.strip().partition('#')[0].removesuffix('.jpg')}.jpg"
+            if name not in images:
+                raise RecordFault(f"{line.where}: the image {name!r} is not in {self._karpathy}; check the list.")
+            return images[name]
+
+        listed = usable(find, (line for line in read_lines(file) if line.raw.strip()), report)
+        return {image.name: image for image in listed}.values()
+
+    def _captions_of(
+        self, language: str, images: Mapping[str, _Image], report: Report
+    ) -> dict[str, list[tuple[str, str]]]:
+        """Captions with their places by image name; those of images that Karpathy's file lacks are of no split."""
+        names = {image.number: image.name for image in images.values()}
+        captions: dict[str, list[tuple[str, str]]] = {}
         for path in self._language_files(language):
-            first = next(read_lines(path)).text.lstrip()
-            for name, text in _coco_json(path, names) if first.startswith("{") else _coco_cn_lines(path):
-                captions.setdefault(name, []).append(text)
+            first = next(read_lines(path)).raw.lstrip()
+            found = _coco_json(path, report) if first.startswith(b"{") else _coco_cn_lines(path, report)
+            for image, text, where in found:
+                if (name := names.get(image) if isinstance(image, int) else image) is not None:
+                    captions.setdefault(name, []).append((text, where))
         return captions
 
     def _others(self) -> list[str]:
@@ -132,49 +160,57 @@ class Coco:
         return find_file(self._karpathy, "get Karpathy's caption_datasets.zip and unzip it")
 
     def _list_file(self, split: str) -> Path | None:
-        splits: Iterable[str] = _KARPATHY_SPLITS if self._lists is None else self._lists
-        if split not in splits:
-            raise CCRError(f"coco has no split {split!r}, only {', '.join(splits)}; choose one of these.")
+        check_split(self.name, split, self.splits)
         return None if self._lists is None else find_file(self._lists[split], "correct lists")
 
 
-def _english(image: Any, where: str) -> list[str]:
-    return [_text(sentence, "raw", where) for sentence in _list(image, "sentences", where)]
+class _Image(NamedTuple):
+    name: str
+    number: int
+    folder: str
+    split: str
+    english: list[tuple[str, str]]  # with their places
+    where: str
 
 
-def _coco_json(path: Path, names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
-    for number, annotation in enumerate(_list(read_json(path), "annotations", path)):
-        where = f"{path}: annotation {number + 1}"
-        text = _text(annotation, "caption", where)
-        if (name := names.get(_number(annotation, "image_id", where))) is not None:
-            yield name, text
+def _coco_json(path: Path, report: Report) -> Iterator[tuple[int, str, str]]:
+    def parse(row: tuple[int, Any]) -> tuple[int, str, str]:
+        number, annotation = row
+        where = f"{path}: annotation {number}"
+        return _number(annotation, "image_id", where), _text(annotation, "caption", where), where
+
+    yield from usable(parse, enumerate(_list(read_json(path), "annotations", path), 1), report)
 
 
-def _coco_cn_lines(path: Path) -> Iterator[tuple[str, str]]:
-    for line in read_lines(path):
+def _coco_cn_lines(path: Path, report: Report) -> Iterator[tuple[str, str, str]]:
+    def parse(line: Line) -> tuple[str, str, str]:
         image, tab, text = line.text.partition("\t")
         name, sharp, _ = image.partition("#")
         if not (tab and sharp and name):
-            raise CCRError(f"{line.where}: {line.text[:40]!r} is not '<image>#<number>', a tab and a caption; mend it.")
-        yield f"{name.removesuffix('.jpg')}.jpg", text
+            raise RecordFault(
+                f"{line.where}: {line.text[:40]!r} is not '<image>#<number>', a tab and a caption; mend it."
+            )
+        return f"{name.removesuffix('.jpg')}.jpg", text, line.where
+
+    yield from usable(parse, read_lines(path), report)
 
 
-def _list(record: Any, key: str, where: str | Path) -> list[Any]:
+def _list(record: Any, key: str, where: str | Path, error: type[CCRError] = CCRError) -> list[Any]:
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, list):
-        raise CCRError(f"{where}: {key} is missing or no list; fetch the file again.")
+        raise error(f"{where}: {key} is missing or no list; fetch the file again.")
     return value
 
 
 def _number(record: Any, key: str, where: str) -> int:
-    value = record.get(key)
+    value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, int):
-        raise CCRError(f"{where}: {key} is {value!r}; it is an integer.")
+        raise RecordFault(f"{where}: {key} is {value!r}; it is an integer.")
     return value
 
 
 def _text(record: Any, key: str, where: str) -> str:
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, str):
-        raise CCRError(f"{where}: {key} is {value!r}; it is a text.")
+        raise RecordFault(f"{where}: {key} is {value!r}; it is a text.")
     return value

@@ -7,11 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ccr_lightning.data.sources.reading import Line, files_fingerprint, image_below, is_blank, parse_json, read_lines
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
+from ccr_lightning.data.sources.reading import (
+    Line,
+    check_languages,
+    check_split,
+    files_fingerprint,
+    image_below,
+    is_blank,
+    parse_json,
+    read_lines,
+)
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
 _KEYS = {"image", "image_id", "captions"}
+_CAPTION_KEYS = {"text", "translated_by", "translated_on"}
 
 
 class JsonLines:
@@ -23,11 +34,15 @@ class JsonLines:
     same ``image_id`` and ``image`` are one image with all their captions. Images without a caption in the languages
     asked for are passed over.
 
+    A machine translation is an object instead of a text, as ``ccr data translate`` writes it:
+    ``{"text": "Ein Hund.", "translated_by": "facebook/m2m100_418M", "translated_on": "2026-11-25"}``.
+
     Args:
         files: Split (``train``, ``val``, ``test``) to file.
         image_root: Folder of the images.
         languages: Languages to yield, in the order of the K axis; without them all that occur in the files that are
             there, in the order of their first appearance (this reads the files once more).
+        machine_translations: Whether to use them; False leaves them out, for evaluation.
         parallel: Whether the captions of an image say the same in all languages; without it a rank variance over
             languages is undefined.
         name: Name for folders, logs and tables.
@@ -54,87 +69,106 @@ class JsonLines:
         files: Mapping[str, str],
         image_root: str,
         languages: Sequence[str] | None = None,
+        machine_translations: bool = True,
         parallel: bool = True,
         name: str = "jsonl",
         obtain: str = "check files",
     ) -> None:
         if not files:
             raise CCRError("JsonLines got no files; name one per split, for example {'train': 'train.jsonl'}.")
-        if languages is not None and (not languages or len(set(languages)) < len(languages)):
-            raise CCRError(f"JsonLines got the languages {list(languages)}; name at least one, each once.")
         self.files = {split: str(path) for split, path in files.items()}
         self.image_root = str(image_root)
         self.parallel = parallel
         self.name = name
         self.obtain = obtain
-        self._asked = None if languages is None else tuple(languages)
+        self.machine_translations = machine_translations
+        self._asked = None if languages is None else check_languages("JsonLines", languages)
         self._languages = self._asked
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have a file."""
+        return tuple(self.files)
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Languages of the captions, in the order of the K axis."""
         if self._languages is None:
             there = [split for split, path in self.files.items() if os.path.isfile(path)]
-            lines = (line for split in there or self.files for line in self._lines(split))
+            faults: list[RecordFault] = []
+            lines = (line for split in there or self.files for line in self._lines(split, faults.append))
             self._languages = tuple(dict.fromkeys(language for line in lines for language in line.captions))
+            if faults and not self._languages:
+                raise faults[0]
         return self._languages
 
     def fingerprint(self, split: str) -> str:
         """Return a short hash of the settings and of the file's path, size and time of change; images are not read."""
-        return files_fingerprint([self._asked, Path(self.image_root).absolute()], [self._path(split)])
+        settings = [self._asked, self.machine_translations, Path(self.image_root).absolute()]
+        return files_fingerprint(settings, [self._path(split)])
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of the file."""
         later_lines = self._later_lines(split)
         root = Path(self.image_root).resolve()
-        seen: set[str] = set()
+        images: dict[str, str] = {}
         missing = set(self._asked or ())
-        for line in self._lines(split):
-            if line.image_id in seen:
+        for line in self._lines(split, report):
+            if line.image_id in images:
+                if line.image != images[line.image_id]:
+                    report(
+                        RecordFault(
+                            f"{line.where}: image_id {line.image_id!r} is {line.image!r} here and "
+                            f"{images[line.image_id]!r} before; give different images different ids.",
+                            "repeated image",
+                        )
+                    )
                 continue
-            seen.add(line.image_id)
+            images[line.image_id] = line.image
             captions: dict[str, tuple[str, ...]] = {}
             for part in (line, *later_lines.get(line.image_id, ())):
                 for language, texts in part.captions.items():
                     captions[language] = captions.get(language, ()) + texts
             chosen = {language: captions[language] for language in self.languages if language in captions}
             missing.difference_update(chosen)
-            if chosen:
-                yield ImageCaptions(line.image_id, image_below(root, line.image, line.where), chosen, line.where)
+            if not chosen:
+                continue
+            try:
+                path = image_below(root, line.image, line.where)
+            except RecordFault as fault:
+                report(fault)
+                continue
+            yield ImageCaptions(line.image_id, path, chosen, line.where)
         if missing:
             names = ", ".join(sorted(missing))
             raise CCRError(f"{self._path(split)}: no line has a caption in {names}; leave it out of languages.")
 
     def _later_lines(self, split: str) -> dict[str, list[_Line]]:
-        """Lines after the first of their image, by image id; of the first lines only image and place are remembered.
+        """Lines after the first of their image, by image id; of the first lines only the image is remembered.
 
         So :meth:`records`, which reads the file a second time, need not hold all of its captions.
         """
-        first: dict[str, tuple[str, str]] = {}
+        images: dict[str, str] = {}
         later: dict[str, list[_Line]] = {}
-        for line in self._lines(split):
-            image, where = first.setdefault(line.image_id, (line.image, line.where))
-            if image != line.image:
-                raise CCRError(
-                    f"{line.where}: image_id {line.image_id!r} is {line.image!r} here and {image!r} at {where}; "
-                    "give different images different ids."
-                )
-            if where != line.where:
+        for line in self._lines(split, _leave_to_records):
+            if line.image_id not in images:
+                images[line.image_id] = line.image
+            elif line.image == images[line.image_id]:
                 later.setdefault(line.image_id, []).append(line)
         return later
 
     def _path(self, split: str) -> Path:
-        if split not in self.files:
-            raise CCRError(f"{self.name} has no split {split!r}, only {', '.join(self.files)}; add it to files.")
+        check_split(self.name, split, self.splits, "add it to files")
         path = Path(self.files[split])
         if not os.path.isfile(path):  # unlike Path.is_file, this is also False where nobody may look
             raise CCRError(f"{path}: the captions of split {split!r} are not there; {self.obtain}.")
         return path
 
-    def _lines(self, split: str) -> Iterator[_Line]:
-        for line in read_lines(self._path(split)):
-            if line.text.strip():
-                yield _parse(line)
+    def _lines(self, split: str, report: Report) -> Iterator[_Line]:
+        def parse(line: Line) -> _Line:
+            return _parse(line, self.machine_translations)
+
+        yield from usable(parse, (line for line in read_lines(self._path(split)) if line.raw.strip()), report)
 
 
 class _Line(NamedTuple):
@@ -144,37 +178,53 @@ class _Line(NamedTuple):
     where: str
 
 
-def _parse(raw: Line) -> _Line:
+def _leave_to_records(fault: RecordFault) -> None:
+    """Pass a fault over that :meth:`JsonLines.records` finds again."""
+
+
+def _parse(raw: Line, machine_translations: bool) -> _Line:
     line, where = parse_json(raw), raw.where
-    if not isinstance(line, dict):
-        raise CCRError(f"{where}: not a JSON object; write one with the keys image and captions.")
     for key in ("image", "captions"):
         if key not in line:
-            raise CCRError(f"{where}: the key {key!r} is missing; add it.")
+            raise RecordFault(f"{where}: the key {key!r} is missing; add it.")
     if unknown := sorted(set(line) - _KEYS):
-        raise CCRError(f"{where}: unknown key {unknown[0]!r}; the keys are image, image_id and captions.")
+        raise RecordFault(f"{where}: unknown key {unknown[0]!r}; the keys are image, image_id and captions.")
     image = line["image"]
     if not isinstance(image, str) or not image.strip():
-        raise CCRError(f"{where}: image is {image!r}; give the path of the file below image_root.")
+        raise RecordFault(f"{where}: image is {image!r}; give the path of the file below image_root.")
     image_id = line.get("image_id", image)
     if not isinstance(image_id, str | int) or isinstance(image_id, bool) or image_id == "":
-        raise CCRError(f"{where}: image_id is {image_id!r}; give a string or an integer.")
-    return _Line(str(image_id), image, _captions(line["captions"], where), where)
+        raise RecordFault(f"{where}: image_id is {image_id!r}; give a string or an integer.")
+    return _Line(str(image_id), image, _captions(line["captions"], machine_translations, where), where)
 
 
-def _captions(by_language: Any, where: str) -> dict[str, tuple[str, ...]]:
+def _captions(by_language: Any, machine_translations: bool, where: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(by_language, dict) or not by_language:
-        raise CCRError(f"{where}: captions is {by_language!r}; give an object of language to one caption or a list.")
+        raise RecordFault(f"{where}: captions is {by_language!r}; give an object of language to one caption or a list.")
     captions = {}
     for language, texts in by_language.items():
-        if isinstance(texts, str):
+        if isinstance(texts, str | dict):
             texts = [texts]
         if not language or not isinstance(texts, list) or not texts:
-            raise CCRError(
+            raise RecordFault(
                 f"{where}: the captions in {language!r} are {texts!r}; give one or a list, or leave the language out."
             )
-        for text in texts:
-            if not isinstance(text, str) or is_blank(text):
-                raise CCRError(f"{where}: a caption in {language!r} is {text!r}; write it or remove it.")
-        captions[language] = tuple(texts)
+        read = [_text(text, language, where) for text in texts]
+        chosen = tuple(text for text, is_translated in read if machine_translations or not is_translated)
+        if chosen:
+            captions[language] = chosen
     return captions
+
+
+def _text(caption: Any, language: str, where: str) -> tuple[str, bool]:
+    """The text of a caption, and whether a machine translated it."""
+    is_translated = isinstance(caption, dict) and set(caption) == _CAPTION_KEYS
+    text = caption["text"] if is_translated else caption
+    if not isinstance(text, str):
+        raise RecordFault(
+            f"{where}: a caption in {language!r} is {text!r}; write a text, or an object of "
+            f"{', '.join(sorted(_CAPTION_KEYS))}."
+        )
+    if is_blank(text):
+        raise RecordFault(f"{where}: a caption in {language!r} is {text!r}; write it or remove it.", "blank caption")
+    return text, is_translated

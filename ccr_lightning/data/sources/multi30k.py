@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ccr_lightning.data.sources.reading import Line, files_fingerprint, find_file, image_below, is_blank, read_lines
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
+from ccr_lightning.data.sources.reading import (
+    Line,
+    check_languages,
+    check_split,
+    files_fingerprint,
+    find_file,
+    image_below,
+    read_lines,
+    without_blank,
+)
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -52,42 +62,50 @@ class Multi30K:
         splits: Mapping[str, str] | None = None,
     ) -> None:
         known = ("en", "de", "fr", "cs") if task == 1 else ("en", "de")
-        unknown = [language for language in languages if language not in known]
-        if unknown or not languages or len(set(languages)) < len(languages):
-            raise CCRError(
-                f"Multi30K task {task} has the languages {', '.join(known)}, not {list(languages)}; choose some of "
-                "them, each once."
-            )
         self.name = f"multi30k-task{task}"
-        self.languages = tuple(languages)
+        self.languages = check_languages(f"Multi30K task {task}", languages, known)
         self.parallel = task == 1
         self.task = task
-        self.splits = dict(_SPLITS[task] if splits is None else splits)
+        self._published = dict(_SPLITS[task] if splits is None else splits)
         self._folder = Path(root) / f"task{task}"
         self._image_root = Path(image_root)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that a published one stands for."""
+        return tuple(self._published)
 
     def fingerprint(self, split: str) -> str:
         """Return a short hash of the settings and of the files' paths, sizes and times of change."""
         files = [self._image_list(split), *(file for files in self._caption_files(split).values() for file in files)]
         return files_fingerprint([self.languages, self._image_root.absolute()], files)
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of the published list."""
         files = self._caption_files(split)
-        images = [line for line in read_lines(self._image_list(split)) if line.text.strip()]
+        images = [line for line in read_lines(self._image_list(split)) if line.raw.strip()]
         captions = {language: [self._as_long_as(images, file, split) for file in of] for language, of in files.items()}
         root = self._image_root.resolve()
-        rows: dict[str, list[int]] = {}
+        rows: dict[bytes, list[int]] = {}
         for row, line in enumerate(images):
-            rows.setdefault(line.text.strip().partition("#")[0], []).append(row)
-        for name, own in rows.items():
-            of_image = {
-                language: tuple(file[row].text for row in own for file in of if not is_blank(file[row].text))
-                for language, of in captions.items()
-            }
-            where = images[own[0]].where
-            present = {language: texts for language, texts in of_image.items() if texts}
-            yield ImageCaptions(name, image_below(root, name, where), present, where)
+            rows.setdefault(line.raw.strip().partition(b"#")[0], []).append(row)
+
+        def record(own: list[int]) -> ImageCaptions:
+            name, where = images[own[0]].text.strip().partition("#")[0], images[own[0]].where
+            if len({images[row].raw for row in own}) < len(own):
+                raise RecordFault(
+                    f"{images[own[-1]].where}: the image {name!r} is in the list twice; fetch the list again.",
+                    "repeated image",
+                )
+            of_image, blank = without_blank(
+                {
+                    language: [(file[row].text, file[row].where) for row in own for file in of]
+                    for language, of in captions.items()
+                }
+            )
+            return ImageCaptions(name, image_below(root, name, where), of_image, where, blank)
+
+        yield from usable(record, rows.values(), report)
 
     def _as_long_as(self, images: list[Line], file: Path, split: str) -> list[Line]:
         lines = list(read_lines(file))
@@ -98,18 +116,17 @@ class Multi30K:
             )
         return lines
 
-    def _published(self, split: str) -> str:
-        if split not in self.splits:
-            raise CCRError(f"{self.name} has no split {split!r}, only {', '.join(self.splits)}; name it in splits.")
-        return self.splits[split]
+    def _published_split(self, split: str) -> str:
+        check_split(self.name, split, self.splits, "name it in splits")
+        return self._published[split]
 
     def _image_list(self, split: str) -> Path:
-        published = self._published(split)
+        published = self._published_split(split)
         ending = ".txt" if self.task == 1 else "_images.txt"
         return find_file(self._folder / "image_splits" / f"{published}{ending}", _OBTAIN)
 
     def _caption_files(self, split: str) -> dict[str, list[Path]]:
-        published, raw = self._published(split), self._folder / "raw"
+        published, raw = self._published_split(split), self._folder / "raw"
         files = {}
         for language in self.languages:
             names = [f"{published}.{language}"]

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from ccr_lightning.data.faults import Report, stop
+from ccr_lightning.data.sources.reading import check_languages, check_split
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -90,6 +92,7 @@ class OpenMoji:
     """
 
     parallel = True
+    splits = SPLITS
 
     def __init__(
         self,
@@ -99,16 +102,11 @@ class OpenMoji:
     ) -> None:
         if split_scheme not in ("composition", "family"):
             raise CCRError(f"OpenMoji has no split scheme {split_scheme!r}; use 'composition' or 'family'.")
-        unknown = [language for language in languages if language not in LANGUAGES]
-        if unknown or not languages or len(set(languages)) < len(languages):
-            raise CCRError(
-                f"OpenMoji cannot yield the languages {list(languages)}; choose some of {list(LANGUAGES)}, each once."
-            )
         if image_size < 8:
             raise CCRError(f"OpenMoji cannot draw pictures of {image_size} pixels; use an image_size of 8 or more.")
         self.name = f"openmoji-{split_scheme}"
         self.split_scheme = split_scheme
-        self.languages = tuple(languages)
+        self.languages = check_languages("OpenMoji", languages, LANGUAGES)
         self.image_size = image_size
 
     def fingerprint(self, split: str) -> str:
@@ -116,10 +114,9 @@ class OpenMoji:
         parts = [_RULES, self.split_scheme, *self.languages, self.image_size, *_versions().items()]
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield the pictures of ``train``, ``val`` or ``test`` as PNG bytes, in the order of the ``emoji`` package."""
-        if split not in SPLITS:
-            raise CCRError(f"OpenMoji has no split {split!r}; use one of {list(SPLITS)}.")
+        check_split("OpenMoji", split, self.splits)
         wanted = _splits(self.split_scheme)[split]
         names = _names()
         for character, svg in _svg_files().items():

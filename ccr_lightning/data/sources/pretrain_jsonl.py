@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccr_lightning.data.sources.reading import Line, files_fingerprint, image_below, is_blank, parse_json, read_lines
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
+from ccr_lightning.data.sources.reading import (
+    Line,
+    check_languages,
+    check_split,
+    files_fingerprint,
+    image_below,
+    image_from_base64,
+    parse_json,
+    read_lines,
+    without_blank,
+)
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -48,52 +57,56 @@ class PretrainJsonLines:
         languages: Sequence[str] = ("cs", "de", "en", "es", "fr", "id", "ja", "ru", "tr", "zh"),
         name: str = "pretrain",
     ) -> None:
-        if not languages or len(set(languages)) < len(languages):
-            raise CCRError(f"PretrainJsonLines got the languages {list(languages)}; name at least one, each once.")
         self.name = name
-        self.languages = tuple(languages)
+        self.languages = check_languages("PretrainJsonLines", languages)
         self._folders = {split: Path(folder) for split, folder in folders.items()}
         self._image_root = None if image_root is None else Path(image_root)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have a folder."""
+        return tuple(self._folders)
 
     def fingerprint(self, split: str) -> str:
         """Return a short hash of the settings and of the files' paths, sizes and times of change."""
         root = None if self._image_root is None else self._image_root.absolute()
         return files_fingerprint([self.languages, root], self._files(split))
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield the image of each line."""
         root = None if self._image_root is None else self._image_root.resolve()
         seen: set[int] = set()  # hashes: the paths of three million images would take half a gigabyte
-        for path in self._files(split):
-            for line in read_lines(path):
-                record: Any = parse_json(line)
-                if not isinstance(record, dict):
-                    raise CCRError(f"{line.where}: not a JSON object; write one with the keys caption and image_path.")
-                captions = self._captions(record.get("caption"), line)
-                image_id, image = _image(record, root, line)
-                if hash(image_id) in seen:
-                    raise CCRError(
-                        f"{line.where}: the image {image_id!r} has a line before; give its captions as a list in one."
-                    )
-                seen.add(hash(image_id))
-                yield ImageCaptions(image_id, image, captions, line.where)
 
-    def _captions(self, given: Any, line: Line) -> dict[str, tuple[str, ...]]:
+        def record(line: Line) -> ImageCaptions:
+            fields = parse_json(line)
+            captions, blank = without_blank(self._captions(fields.get("caption"), line))
+            image_id, image = _image(fields, root, line)
+            if hash(image_id) in seen:
+                raise RecordFault(
+                    f"{line.where}: the image {image_id!r} has a line before; give its captions as a list in one.",
+                    "repeated image",
+                )
+            seen.add(hash(image_id))
+            return ImageCaptions(image_id, image, captions, line.where, blank)
+
+        for path in self._files(split):
+            yield from usable(record, read_lines(path), report)
+
+    def _captions(self, given: Any, line: Line) -> dict[str, list[tuple[str, str]]]:
         several = given if isinstance(given, list) else [given]
-        captions: dict[str, tuple[str, ...]] = {}
+        captions: dict[str, list[tuple[str, str]]] = {}
         for by_language in several:
             if not isinstance(by_language, dict) or not all(isinstance(text, str) for text in by_language.values()):
-                raise CCRError(
+                raise RecordFault(
                     f"{line.where}: caption is {given!r}; it is an object of language to caption, or a list."
                 )
             for language in self.languages:
-                if not is_blank(by_language.get(language, "")):
-                    captions[language] = (*captions.get(language, ()), by_language[language])
+                if language in by_language:
+                    captions.setdefault(language, []).append((by_language[language], line.where))
         return captions
 
     def _files(self, split: str) -> list[Path]:
-        if split not in self._folders:
-            raise CCRError(f"{self.name} has no split {split!r}, only {', '.join(self._folders)}; add it to folders.")
+        check_split(self.name, split, self.splits, "add it to folders")
         files = sorted(self._folders[split].glob("*.data"))
         if not files:
             raise CCRError(f"{self._folders[split]}: there are no files *.data; check the folder of split {split!r}.")
@@ -103,13 +116,10 @@ class PretrainJsonLines:
 def _image(record: Mapping[str, Any], root: Path | None, line: Line) -> tuple[str, Path | bytes]:
     keys = [key for key in ("image_path", *_IMAGE_KEYS) if record.get(key) is not None]
     if len(keys) != 1 or not isinstance(record[keys[0]], str):
-        raise CCRError(f"{line.where}: found {keys}; give the image as one text, in image_path, image or binary.")
+        raise RecordFault(f"{line.where}: found {keys}; give the image as one text, in image_path, image or binary.")
     value = record[keys[0]]
     if keys[0] == "image_path":
         if root is None:
             raise CCRError(f"{line.where}: image_path {value!r} is below no folder; set image_root.")
         return value, image_below(root, value, line.where)
-    try:
-        return line.where.rpartition("/")[2], base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CCRError(f"{line.where}: the image is not valid base64 ({error}); fetch it again.") from error
+    return line.where.rpartition("/")[2], image_from_base64(value, line.where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+from ccr_lightning.data.faults import Report, stop
 from ccr_lightning.types import ImageCaptions
 
 
@@ -30,6 +31,11 @@ class Source(Protocol):
         """Whether the languages describe the same images; a rank variance over languages is undefined without it."""
         ...
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that it can have; the files of some may not be there."""
+        ...
+
     def fingerprint(self, split: str) -> str:
         """Return a short string that changes when the split's data or the settings change, without reading the images.
 
@@ -37,6 +43,11 @@ class Source(Protocol):
         """
         ...
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
-        """Yield each image of the split once, with all its captions."""
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
+        """Yield each image of the split once, with all its captions; its file is not looked for.
+
+        Args:
+            split: One of :attr:`splits`.
+            report: Called with each record that cannot be used, which is then left out; by default it is raised.
+        """
         ...

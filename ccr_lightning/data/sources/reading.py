@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import gzip
 import hashlib
 import json
@@ -10,17 +12,69 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-from ccr_lightning.data.images import LFS_POINTER
+from ccr_lightning.data.faults import RecordFault
+from ccr_lightning.data.images import LFS_POINTER, MAX_BYTES, ZIP_ARCHIVE
 from ccr_lightning.errors import CCRError
 
+MAX_LINE_BYTES = MAX_BYTES * 3 // 2  # room for an image in base64 and its captions
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_EXPANSION, _EXPANSION_FROM = 200, 64 * 2**20  # captions shrink 3 to 20 times; a bomb 1,000 times
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # zero-width characters, which str.strip() keeps
 
 
 class Line(NamedTuple):
     """A line of a text file, without its end, and its place as ``file:number``."""
 
-    text: str
+    raw: bytes
     where: str
+
+    @property
+    def text(self) -> str:
+        """The line as text.
+
+        Raises:
+            RecordFault: It is not UTF-8.
+        """
+        try:
+            return self.raw.decode()
+        except UnicodeDecodeError as error:
+            raise RecordFault(f"{self.where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
+
+
+def check_languages(name: str, asked: Sequence[str], known: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the languages that a source is asked for.
+
+    Args:
+        name: What the source is called in the message.
+        asked: The languages.
+        known: The languages that there are; without them any will do.
+
+    Raises:
+        CCRError: There is none, one is there twice, or one is unknown.
+
+    Example:
+        >>> check_languages("XTD", ["en", "ja"], known=["de", "en", "ja"])
+        ('en', 'ja')
+    """
+    unknown = [language for language in asked if known is not None and language not in known]
+    if unknown:
+        raise CCRError(
+            f"{name} has no captions in {', '.join(unknown)}, only in {', '.join(known or ())}; choose some of these."
+        )
+    if not asked or len(set(asked)) < len(asked):
+        raise CCRError(f"{name} got the languages {list(asked)}; name at least one, each once.")
+    return tuple(asked)
+
+
+def check_split(name: str, split: str, known: Sequence[str], advice: str = "choose one of these") -> None:
+    """Check that a source has a split.
+
+    Raises:
+        CCRError: It has not.
+    """
+    if split not in known:
+        raise CCRError(f"{name} has no split {split!r}, only {', '.join(known)}; {advice}.")
 
 
 def find_file(path: Path, obtain: str) -> Path:
@@ -32,16 +86,21 @@ def find_file(path: Path, obtain: str) -> Path:
     for candidate in (path, path.with_name(f"{path.name}.gz")):
         if candidate.is_file():
             return candidate
+    zipped = path.with_name(f"{path.name}.zip")
+    if zipped.is_file():
+        raise CCRError(f"{path}: there is only {zipped.name}; unzip it first.")
     raise CCRError(f"{path}: there is no such file; {obtain}.")
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    r"""Yield the lines of a UTF-8 file, plain or gzip.
+    r"""Yield the lines of a file, plain or gzip.
 
-    Lines end with LF or CR LF; other characters that Unicode counts as line ends are part of a caption.
+    Lines end with LF or CR LF; other characters that Unicode counts as line ends are part of a caption. A byte order
+    mark is left out. Memory is bounded: a line has at most ``MAX_LINE_BYTES``, and a compressed file expands to at most
+    200 times its size.
 
     Raises:
-        CCRError: The file cannot be read, is empty, is not UTF-8, or is a git-LFS pointer or a zip archive.
+        CCRError: The file cannot be read, is empty, is a git-LFS pointer or a zip archive, or is beyond those bounds.
 
     Example:
         >>> import tempfile
@@ -56,37 +115,45 @@ def read_lines(path: Path) -> Iterator[Line]:
             head = stream.read(len(LFS_POINTER))
         if head == LFS_POINTER:
             raise CCRError(f"{path}: a git-LFS pointer, not the captions; run git lfs pull where the file comes from.")
-        if head.startswith(b"PK\x03\x04"):
+        if head.startswith(ZIP_ARCHIVE):
             raise CCRError(f"{path}: a zip archive; unzip it first.")
         opener: Any = gzip.open if head.startswith(b"\x1f\x8b") else open
+        most = max(_EXPANSION_FROM, _EXPANSION * path.stat().st_size)
         with opener(path, "rb") as content:
-            for number, raw in enumerate(content, 1):
+            while raw := content.readline(MAX_LINE_BYTES + 1):
+                number += 1
                 where = f"{path}:{number}"
-                try:
-                    text = raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise CCRError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
-                yield Line(text, where)
+                most -= len(raw)
+                if len(raw) > MAX_LINE_BYTES:
+                    raise CCRError(f"{where}: longer than {MAX_LINE_BYTES // 10**6} MB; this is no file of captions.")
+                if most < 0:
+                    raise CCRError(f"{where}: expands to more than {_EXPANSION} times its size; fetch the file again.")
+                if number == 1:
+                    raw = raw.removeprefix(_BYTE_ORDER_MARK)
+                yield Line(raw.removesuffix(b"\n").removesuffix(b"\r"), where)
     except (EOFError, OSError, zlib.error) as error:
         raise CCRError(f"{path}:{number + 1}: cannot be read ({error}); fetch the file again.") from error
     if not number:
         raise CCRError(f"{path}: the file is empty; fetch it again.")
 
 
-def parse_json(line: Line) -> Any:
-    """Return the JSON value of a line.
+def parse_json(line: Line) -> dict[str, Any]:
+    """Return the JSON object of a line.
 
     Raises:
-        CCRError: It is none, or holds half of an escaped surrogate pair, which cannot be stored.
+        RecordFault: It is none, or holds half of an escaped surrogate pair, which cannot be stored.
     """
+    text = line.text
     try:
-        value = json.loads(line.text)
-        if "\\ud" in line.text.lower():
+        value = json.loads(text)
+        if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise CCRError(f"{line.where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
+        raise RecordFault(f"{line.where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
     except (RecursionError, ValueError) as error:
-        raise CCRError(f"{line.where}: not valid JSON ({error}); write one JSON object per line.") from error
+        raise RecordFault(f"{line.where}: not valid JSON ({error}); write one JSON object per line.") from error
+    if not isinstance(value, dict):
+        raise RecordFault(f"{line.where}: not a JSON object; write one per line.")
     return value
 
 
@@ -94,7 +161,7 @@ def read_json(path: Path) -> Any:
     """Return the JSON value of a whole file, plain or gzip.
 
     Raises:
-        CCRError: As :func:`read_lines` and :func:`parse_json`; a fault of the JSON is given with its line.
+        CCRError: As :func:`read_lines`; it is not UTF-8 or not JSON, and the fault is given with its line.
     """
     text = "\n".join(line.text for line in read_lines(path))
     try:
@@ -115,8 +182,27 @@ def is_blank(caption: str) -> bool:
     return not caption.strip().strip(_INVISIBLE).strip()
 
 
+def without_blank(
+    captions: dict[str, list[tuple[str, str]]],
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Return captions without the blank ones, and the places of those.
+
+    Args:
+        captions: Language to captions, each with its place.
+
+    Example:
+        >>> without_blank({"en": [("a dog", "en.txt:1")], "de": [(" ", "de.txt:1")]})
+        ({'en': ('a dog',)}, ('de.txt:1 (de)',))
+    """
+    kept = {language: tuple(text for text, _ in texts if not is_blank(text)) for language, texts in captions.items()}
+    blank = tuple(
+        f"{where} ({language})" for language, texts in captions.items() for text, where in texts if is_blank(text)
+    )
+    return {language: texts for language, texts in kept.items() if texts}, blank
+
+
 def image_below(root: Path, name: str, where: str) -> Path:
-    """Return the path of an image below ``root``, which is resolved; the file is not opened.
+    """Return the path of an image below ``root``, which is resolved; whether the file is there shows when it is read.
 
     Args:
         root: The folder of the images.
@@ -124,22 +210,45 @@ def image_below(root: Path, name: str, where: str) -> Path:
         where: Place of the record, for the message.
 
     Raises:
-        CCRError: The path is absolute, has ``..``, leads out of ``root`` by a link, or is no file.
+        RecordFault: The path is absolute, a URL, has ``..``, or leads out of ``root`` by a link.
     """
+    if "://" in name:
+        raise RecordFault(f"{where}: the image {name!r} is a URL; fetch it and give its path.", "unsafe image path")
     relative = PurePosixPath(name)
     if relative.is_absolute() or PureWindowsPath(name).drive or ".." in relative.parts:
-        raise CCRError(f"{where}: the image {name!r} is absolute or has '..'; give a path below the image folder.")
+        raise RecordFault(
+            f"{where}: the image {name!r} is absolute or has '..'; give a path below the image folder.",
+            "unsafe image path",
+        )
     path = root / relative
     try:
-        is_below, is_there = path.resolve().is_relative_to(root), path.is_file()
+        is_below = path.resolve().is_relative_to(root)
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no permission, a loop of links, a NUL
         reason = getattr(error, "strerror", None) or error
-        raise CCRError(f"{where}: the image {name!r} cannot be reached ({reason}); mend its name.") from error
+        raise RecordFault(
+            f"{where}: the image {name!r} cannot be reached ({reason}); mend its name.", "unsafe image path"
+        ) from error
     if not is_below:
-        raise CCRError(f"{where}: the image {name!r} is a link out of {root}; copy the picture into it.")
-    if not is_there:
-        raise CCRError(f"{where}: the image {path} is not there; check the image folder and the name.")
+        raise RecordFault(
+            f"{where}: the image {name!r} is a link out of {root}; copy the picture into it.", "unsafe image path"
+        )
     return path
+
+
+def image_from_base64(text: object, where: str) -> bytes:
+    """Return the bytes of an image that a file holds in base64.
+
+    Raises:
+        RecordFault: It is no base64.
+    """
+    try:
+        if not isinstance(text, str):
+            raise ValueError(f"{type(text).__name__} instead of a text")
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RecordFault(
+            f"{where}: the image is not valid base64 ({error}); fetch it again.", "unreadable image"
+        ) from error
 
 
 def files_fingerprint(settings: Sequence[object], files: Sequence[Path]) -> str:

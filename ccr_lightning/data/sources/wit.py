@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ccr_lightning.data.sources.reading import Line, files_fingerprint, find_file, is_blank, parse_json, read_lines
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
+from ccr_lightning.data.sources.reading import (
+    Line,
+    check_languages,
+    check_split,
+    files_fingerprint,
+    find_file,
+    image_from_base64,
+    parse_json,
+    read_lines,
+    without_blank,
+)
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -44,6 +53,7 @@ class WIT:
 
     name = "wit"
     parallel = False
+    splits = ("train", "val", "test")
 
     def __init__(
         self,
@@ -51,9 +61,7 @@ class WIT:
         images: str | None = None,
         languages: Sequence[str] = ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi"),
     ) -> None:
-        if not languages or len(set(languages)) < len(languages):
-            raise CCRError(f"WIT got the languages {list(languages)}; name at least one, each once.")
-        self.languages = tuple(languages)
+        self.languages = check_languages("WIT", languages)
         self._annotations = Path(annotations)
         self._images = None if images is None else Path(images)
 
@@ -62,45 +70,53 @@ class WIT:
         images = [] if self._images is None else [find_file(self._images, _IMAGES)]
         return files_fingerprint([self.languages], [*self._files(split).values(), *images])
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
-        """Yield each image of the split once, in the order of the files."""
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
+        """Yield each image of the split once, in the order of the images: the table's, or their lines'."""
         images: dict[str, _Image] = {}
         for language, path in self._files(split).items():
-            for line in read_lines(path):
+
+            def add(line: Line, language: str = language) -> None:
                 url, caption = _parse(line)
                 image = images.setdefault(url, _Image({}, line.where))
-                if not is_blank(caption):
-                    image.captions.setdefault(language, []).append(caption)
-        # The images of a split are large, and those of the lines are looked at a second time instead of being kept.
-        pictures = self._from_lines(split) if self._images is None else self._from_table(self._images)
-        for url, data, where in pictures:
-            if found := images.pop(url, None):
-                captions = {language: tuple(texts) for language, texts in found.captions.items()}
-                yield ImageCaptions(url, _decode(data, where), captions, found.where)
-        if images:
-            url, lost = next(iter(images.items()))
-            place = "image_content in its line" if self._images is None else f"line for it in {self._images}"
-            raise CCRError(
-                f"{lost.where}: the image {url!r} has no {place}, nor have {len(images) - 1} others; {_IMAGES}."
-            )
+                image.captions.setdefault(language, []).append((caption, line.where))
 
-    def _from_lines(self, split: str) -> Iterator[tuple[str, str, str]]:
+            for _ in usable(add, read_lines(path), report):
+                pass
+
+        def record(picture: _Picture) -> ImageCaptions:
+            image = images.pop(picture.url)
+            captions, blank = without_blank(image.captions)
+            data = image_from_base64(picture.base64, picture.where)
+            return ImageCaptions(picture.url, data, captions, image.where, blank)
+
+        # The images of a split are large, and those of the lines are looked at a second time instead of being kept.
+        pictures = self._from_lines(split) if self._images is None else self._from_table(self._images, report)
+        yield from usable(record, (picture for picture in pictures if picture.url in images), report)
+        place = "image_content in its line" if self._images is None else f"line for it in {self._images}"
+        for url, image in images.items():
+            report(RecordFault(f"{image.where}: the image {url!r} has no {place}; {_IMAGES}.", "missing image"))
+
+    def _from_lines(self, split: str) -> Iterator[_Picture]:
         for path in self._files(split).values():
             for line in read_lines(path):
-                record = parse_json(line)
+                try:
+                    record = parse_json(line)
+                except RecordFault:  # reported before
+                    continue
                 if content := record.get("image_content"):
-                    yield record["image_url"], content, line.where
+                    yield _Picture(str(record.get("image_url")), content, line.where)
 
-    def _from_table(self, path: Path) -> Iterator[tuple[str, str, str]]:
-        for line in read_lines(find_file(path, _IMAGES)):
+    def _from_table(self, path: Path, report: Report) -> Iterator[_Picture]:
+        def picture(line: Line) -> _Picture:
             url, tab, data = line.text.partition("\t")
             if not tab:
-                raise CCRError(f"{line.where}: no tab; the line is a URL, a tab and an image in base64.")
-            yield url, data, line.where
+                raise RecordFault(f"{line.where}: no tab; the line is a URL, a tab and an image in base64.")
+            return _Picture(url, data, line.where)
+
+        yield from usable(picture, read_lines(find_file(path, _IMAGES)), report)
 
     def _files(self, split: str) -> dict[str, Path]:
-        if split not in ("train", "val", "test"):
-            raise CCRError(f"wit has no split {split!r}, only train, val and test; choose one of these.")
+        check_split(self.name, split, self.splits)
         there = sorted(
             path.name.split(".")[0].rpartition("_")[2] for path in self._annotations.glob(f"{split}_*.jsonl*")
         )
@@ -116,23 +132,22 @@ class WIT:
 
 
 class _Image(NamedTuple):
-    captions: dict[str, list[str]]
+    captions: dict[str, list[tuple[str, str]]]  # with their places
     where: str  # of its first line
 
 
+class _Picture(NamedTuple):
+    url: str
+    base64: object
+    where: str
+
+
 def _parse(line: Line) -> tuple[str, str]:
-    record: Any = parse_json(line)
+    record = parse_json(line)
     fields = []
     for key in ("image_url", "caption_reference_description"):
-        value = record.get(key) if isinstance(record, dict) else None
+        value = record.get(key)
         if not isinstance(value, str) or not value:
-            raise CCRError(f"{line.where}: {key} is {value!r}; it is a text.")
+            raise RecordFault(f"{line.where}: {key} is {value!r}; it is a text.")
         fields.append(value)
     return fields[0], fields[1]
-
-
-def _decode(data: object, where: str) -> bytes:
-    try:
-        return base64.b64decode(str(data), validate=True)
-    except binascii.Error as error:
-        raise CCRError(f"{where}: the image is not valid base64 ({error}); fetch it again.") from error

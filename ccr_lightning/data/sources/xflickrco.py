@@ -1,33 +1,34 @@
-"""xFlickr&CO and Flickr30k as IGLUE publishes them: JSON lines of one image each, a file per language and split."""
+"""xFlickr&CO as IGLUE publishes it: JSON lines of one image each, a file per language."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from ccr_lightning.data.faults import Report, stop, usable
+from ccr_lightning.data.sources.flickr30k import OBTAIN, image_and_sentences, repeated_image
 from ccr_lightning.data.sources.reading import (
     Line,
+    check_languages,
+    check_split,
     files_fingerprint,
     find_file,
     image_below,
-    is_blank,
-    parse_json,
     read_lines,
+    without_blank,
 )
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
-_OBTAIN = "get the folder datasets/ of the IGLUE repository (github.com/e-bug/iglue)"
-
 
 class XFlickrCO:
-    """xFlickr&CO of IGLUE (Bugliarello et al., 2022), and the English Flickr30k that it is trained on.
+    """xFlickr&CO of IGLUE (Bugliarello et al., 2022).
 
     ``test`` has 2,000 images, 1,000 of Flickr30k and 1,000 of COCO, with one caption in each of de en es id ja ru tr
-    zh, written for the image in its language. ``train`` and ``val`` are Flickr30k's in English, five captions an image,
-    or with ``few_shot`` the few-shot training file of the languages (``train_1`` to ``train_100``; German and Japanese
-    have more, and ``train_100x5``), whose images are of Flickr30k's training split.
+    zh, written for the image in its language. ``train`` is the few-shot file that ``few_shot`` names, in the languages
+    other than English (``train_1`` to ``train_100``; German and Japanese have more, and ``train_100x5``); its images
+    are of Flickr30k's training split.
 
     Languages are aligned by image file, not by line. A blank caption, of which German and Indonesian have one each,
     counts as missing; all others are taken as they are, with the numbers that the Japanese captions of Flickr30k have
@@ -35,7 +36,7 @@ class XFlickrCO:
     Licence: the repository's is MIT; the captions and images keep their publishers' terms.
 
     Args:
-        root: The folder ``datasets`` of IGLUE, which holds ``xFlickrCO`` and ``flickr30k``.
+        root: The folder ``datasets`` of IGLUE, which holds ``xFlickrCO``.
         flickr_root: The folder of Flickr30k's images.
         coco_root: The folder of COCO that holds ``val2014``.
         languages: Languages to yield, in the order of the K axis.
@@ -60,12 +61,11 @@ class XFlickrCO:
         languages: Sequence[str] = ("en", "de", "es", "id", "ja", "ru", "tr", "zh"),
         few_shot: str | None = None,
     ) -> None:
-        if not languages or len(set(languages)) < len(languages):
-            raise CCRError(f"XFlickrCO got the languages {list(languages)}; name at least one, each once.")
         self.name = "xflickrco" if few_shot is None else f"xflickrco-{few_shot}"
-        self.languages = tuple(languages)
+        self.languages = check_languages("XFlickrCO", languages)
+        self.splits = ("test",) if few_shot is None else ("train", "test")
         self.few_shot = few_shot
-        self._root = Path(root)
+        self._folder = Path(root) / "xFlickrCO" / "annotations"
         self._flickr_root, self._coco_root = Path(flickr_root), Path(coco_root)
 
     def fingerprint(self, split: str) -> str:
@@ -73,54 +73,45 @@ class XFlickrCO:
         roots = [self._flickr_root.absolute(), self._coco_root.absolute()]
         return files_fingerprint([self.languages, *roots], list(self._files(split).values()))
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of the first language's file."""
-        captions: dict[str, dict[str, tuple[str, ...]]] = {}
-        places: dict[str, str] = {}
+        images: dict[str, _Image] = {}
         for language, path in self._files(split).items():
-            for line in read_lines(path):
-                image, texts = _parse(line)
-                of_image = captions.setdefault(image, {})
-                if language in of_image:
-                    raise CCRError(f"{line.where}: the image {image!r} is in the file twice; keep one of its lines.")
-                of_image[language] = texts
-                places.setdefault(image, line.where)
+
+            def add(line: Line, language: str = language) -> None:
+                image, texts = image_and_sentences(line)
+                captions = images.setdefault(image, _Image({}, line.where)).captions
+                if language in captions:
+                    raise repeated_image(line.where, image)
+                captions[language] = [(text, line.where) for text in texts]
+
+            for _ in usable(add, read_lines(path), report):
+                pass
         flickr_root, coco_root = self._flickr_root.resolve(), (self._coco_root / "val2014").resolve()
-        for image, of_image in captions.items():
-            root = coco_root if "COCO" in image else flickr_root
-            present = {language: texts for language, texts in of_image.items() if texts}
-            yield ImageCaptions(image, image_below(root, image, places[image]), present, places[image])
+
+        def record(name: str) -> ImageCaptions:
+            image = images[name]
+            captions, blank = without_blank(image.captions)
+            path = image_below(coco_root if "COCO" in name else flickr_root, name, image.where)
+            return ImageCaptions(name, path, captions, image.where, blank)
+
+        yield from usable(record, images, report)
 
     def _files(self, split: str) -> Mapping[str, Path]:
-        folder = self._root / "xFlickrCO" / "annotations"
-        name = {"test": "test", "train": self.few_shot}.get(split)
-        if name is not None:
-            return {language: self._file(folder, language, name) for language in self.languages}
-        if split not in ("train", "val"):
-            raise CCRError(f"{self.name} has no split {split!r}, only train, val and test; choose one of these.")
-        if self.languages != ("en",):
-            raise CCRError(
-                f"the split {split!r} of {self.name} is Flickr30k's, in English only; set languages to [en]"
-                + (", or name a few_shot file." if split == "train" else ".")
-            )
-        name = {"train": "train_ann.jsonl", "val": "valid_ann.jsonl"}[split]
-        return {"en": find_file(self._root / "flickr30k" / "annotations" / name, _OBTAIN)}
+        check_split(self.name, split, self.splits, "name a few_shot file for train, or take Flickr30k's")
+        name = "test" if split == "test" else str(self.few_shot)
+        return {language: self._file(language, name) for language in self.languages}
 
-    def _file(self, folder: Path, language: str, name: str) -> Path:
-        others = sorted(path.parent.name for path in folder.glob(f"*/{name}.jsonl*"))
+    def _file(self, language: str, name: str) -> Path:
+        others = sorted(path.parent.name for path in self._folder.glob(f"*/{name}.jsonl*"))
         if others and language not in others:
             raise CCRError(
-                f"{folder}: {name}.jsonl is there in {', '.join(others)}, not in {language!r}; leave it out of "
+                f"{self._folder}: {name}.jsonl is there in {', '.join(others)}, not in {language!r}; leave it out of "
                 "languages, or get its file."
             )
-        return find_file(folder / language / f"{name}.jsonl", _OBTAIN)
+        return find_file(self._folder / language / f"{name}.jsonl", OBTAIN)
 
 
-def _parse(line: Line) -> tuple[str, tuple[str, ...]]:
-    record: Any = parse_json(line)
-    image, texts = (record.get("img_path"), record.get("sentences")) if isinstance(record, dict) else (None, None)
-    if not isinstance(image, str) or not image:
-        raise CCRError(f"{line.where}: img_path is {image!r}; it is the name of the image file.")
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise CCRError(f"{line.where}: sentences is {texts!r}; it is a list of captions.")
-    return image, tuple(text for text in texts if not is_blank(text))
+class _Image(NamedTuple):
+    captions: dict[str, list[tuple[str, str]]]  # with their places
+    where: str  # of its first line

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
 from ccr_lightning.data.sources.reading import (
     Line,
+    check_languages,
+    check_split,
     files_fingerprint,
     find_file,
     image_below,
-    is_blank,
     parse_json,
     read_lines,
+    without_blank,
 )
-from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
 LANGUAGES = (
@@ -47,43 +49,45 @@ class XM3600:
 
     name = "xm3600"
     parallel = True
+    splits = ("test",)
 
     def __init__(self, captions: str, image_root: str, languages: Sequence[str] = LANGUAGES) -> None:
-        unknown = [language for language in languages if language not in LANGUAGES]
-        if unknown or not languages or len(set(languages)) < len(languages):
-            raise CCRError(
-                f"Crossmodal-3600 has the languages {', '.join(LANGUAGES)}, not {list(languages)}; choose some of "
-                "them, each once."
-            )
-        self.languages = tuple(languages)
+        self.languages = check_languages("Crossmodal-3600", languages, LANGUAGES)
         self._captions, self._image_root = Path(captions), Path(image_root)
 
     def fingerprint(self, split: str) -> str:
         """Return a short hash of the settings and of the file's path, size and time of change."""
         return files_fingerprint([self.languages, self._image_root.absolute()], [self._file(split)])
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image once, in the order of the file."""
         root = self._image_root.resolve()
-        for line in read_lines(self._file(split)):
-            record: Any = parse_json(line)
-            key = record.get("image/key") if isinstance(record, dict) else None
+        seen: set[str] = set()
+
+        def record(line: Line) -> ImageCaptions:
+            fields = parse_json(line)
+            key = fields.get("image/key")
             if not isinstance(key, str) or not key:
-                raise CCRError(f"{line.where}: image/key is {key!r}; it is the name of the image.")
-            of_image = {language: _texts(record.get(language), language, line) for language in self.languages}
-            present = {language: texts for language, texts in of_image.items() if texts}
-            yield ImageCaptions(key, image_below(root, f"{key}.jpg", line.where), present, line.where)
+                raise RecordFault(f"{line.where}: image/key is {key!r}; it is the name of the image.")
+            if key in seen:
+                raise RecordFault(f"{line.where}: the image {key!r} has a line before; keep one.", "repeated image")
+            seen.add(key)
+            captions, blank = without_blank(
+                {language: _texts(fields.get(language), language, line) for language in self.languages}
+            )
+            return ImageCaptions(key, image_below(root, f"{key}.jpg", line.where), captions, line.where, blank)
+
+        yield from usable(record, read_lines(self._file(split)), report)
 
     def _file(self, split: str) -> Path:
-        if split != "test":
-            raise CCRError(f"xm3600 has no split {split!r}, only test; use it with ccr test.")
+        check_split(self.name, split, self.splits, "use it with ccr test")
         return find_file(self._captions, _OBTAIN)
 
 
-def _texts(of_language: Any, language: str, line: Line) -> tuple[str, ...]:
+def _texts(of_language: Any, language: str, line: Line) -> list[tuple[str, str]]:
     texts = of_language.get("caption") if isinstance(of_language, dict) else of_language
     if of_language is None:
-        return ()
+        return []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise CCRError(f"{line.where}: the captions in {language!r} are {texts!r}; they are a list.")
-    return tuple(text for text in texts if not is_blank(text))
+        raise RecordFault(f"{line.where}: the captions in {language!r} are {texts!r}; they are a list.")
+    return [(text, line.where) for text in texts]

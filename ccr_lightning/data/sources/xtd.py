@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ccr_lightning.data.sources.reading import files_fingerprint, find_file, image_below, is_blank, read_lines
+from ccr_lightning.data.faults import RecordFault, Report, stop, usable
+from ccr_lightning.data.sources.reading import (
+    check_languages,
+    check_split,
+    files_fingerprint,
+    find_file,
+    image_below,
+    read_lines,
+    without_blank,
+)
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -39,14 +48,10 @@ class XTD:
 
     name = "xtd"
     parallel = True
+    splits = ("test",)
 
     def __init__(self, root: str, coco_root: str, languages: Sequence[str] = tuple(_FILES)) -> None:
-        unknown = [language for language in languages if language not in _FILES]
-        if unknown or not languages or len(set(languages)) < len(languages):
-            raise CCRError(
-                f"XTD has the languages {', '.join(_FILES)}, not {list(languages)}; choose some of them, each once."
-            )
-        self.languages = tuple(languages)
+        self.languages = check_languages("XTD", languages, tuple(_FILES))
         self._root, self._coco_root = Path(root), Path(coco_root)
 
     def fingerprint(self, split: str) -> str:
@@ -54,10 +59,10 @@ class XTD:
         files = [self._names(split), *self._captions().values()]
         return files_fingerprint([self.languages, self._coco_root.absolute()], files)
 
-    def records(self, split: str) -> Iterator[ImageCaptions]:
+    def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image once, in the order of the published list."""
-        names = [line for line in read_lines(self._names(split)) if line.text.strip()]
-        captions = {language: [line.text for line in read_lines(file)] for language, file in self._captions().items()}
+        names = [line for line in read_lines(self._names(split)) if line.raw.strip()]
+        captions = {language: list(read_lines(file)) for language, file in self._captions().items()}
         for language, texts in captions.items():
             if len(texts) != len(names):
                 raise CCRError(
@@ -65,15 +70,25 @@ class XTD:
                     f"{self._names(split)}; fetch both again."
                 )
         root = self._coco_root.resolve()
-        for row, line in enumerate(names):
-            name = line.text.strip()
+        seen: set[str] = set()
+
+        def record(row: int) -> ImageCaptions:
+            name, where = names[row].text.strip(), names[row].where
+            if name in seen:
+                raise RecordFault(
+                    f"{where}: the image {name!r} is in the list twice; fetch the list again.", "repeated image"
+                )
+            seen.add(name)
             part = "train2014" if "train2014" in name else "val2014"
-            present = {language: (texts[row],) for language, texts in captions.items() if not is_blank(texts[row])}
-            yield ImageCaptions(name, image_below(root, f"{part}/{name}", line.where), present, line.where)
+            of_image, blank = without_blank(
+                {language: [(texts[row].text, texts[row].where)] for language, texts in captions.items()}
+            )
+            return ImageCaptions(name, image_below(root, f"{part}/{name}", where), of_image, where, blank)
+
+        yield from usable(record, range(len(names)), report)
 
     def _names(self, split: str) -> Path:
-        if split != "test":
-            raise CCRError(f"xtd has no split {split!r}, only test; use it with ccr test.")
+        check_split(self.name, split, self.splits, "use it with ccr test")
         return find_file(self._root / "XTD10" / "test_image_names.txt", _OBTAIN)
 
     def _captions(self) -> dict[str, Path]:

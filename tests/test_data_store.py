@@ -1,12 +1,24 @@
-import os
+import hashlib
+import io
+import json
 import pickle
 import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
+import datasets
 import pytest
+from PIL import Image
 
+from ccr_lightning.data import build
+from ccr_lightning.data.build import build_store
+from ccr_lightning.data.faults import RecordFault, stop
 from ccr_lightning.data.sources.jsonl import JsonLines
-from ccr_lightning.data.store import build_store, default_cache_dir, open_store
+from ccr_lightning.data.store import open_store, verify_store
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -18,10 +30,19 @@ def built(tiny_jsonl, tmp_path):
     return source, tmp_path / "cache" / "store"
 
 
+def visible(folder):
+    """Names in a folder, without the locks that are left in it."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def counts(manifest):
+    return tuple(manifest[name] for name in ("records", "images", "bad_records", "blank_captions"))
+
+
 class OneImage:
     """A source that does something between its first record and its end."""
 
-    name, languages, parallel = "one", ("en",), True
+    name, languages, parallel, splits = "one", ("en",), True, ("train", "val", "test")
 
     def __init__(self, image, then=lambda: None):
         self.image, self.then = image, then
@@ -29,7 +50,7 @@ class OneImage:
     def fingerprint(self, split):
         return "0"
 
-    def records(self, split):
+    def records(self, split, report=stop):
         yield ImageCaptions("a", self.image, {"en": ("A dog.",)}, "here:1")
         self.then()
 
@@ -45,15 +66,33 @@ def test_round_trip(built):
         assert store.captions(row) == {language: list(texts) for language, texts in record.captions.items()}
         assert store.where(row) == record.where
     assert store.caption_counts() == {"en": 5, "de": 5, "ja": 5}
-    assert store.manifest["fingerprint"] == source.fingerprint("train")
-    assert [path.name for path in folder.parent.iterdir()] == ["store"]
+    assert store.text_lengths().tolist() == [
+        sum(len(text.encode()) for texts in record.captions.values() for text in texts) // 3 for record in records
+    ]
+    manifest = store.manifest
+    assert (manifest["source"], manifest["split"], manifest["fingerprint"]) == (
+        "jsonl",
+        "train",
+        source.fingerprint("train"),
+    )
+    assert (manifest["records"], manifest["images"], manifest["bad_records"], manifest["blank_captions"]) == (
+        5,
+        5,
+        0,
+        0,
+    )
+    (file,) = manifest["files"]
+    content = (folder / file["name"]).read_bytes()
+    assert (file["rows"], file["bytes"], file["sha256"]) == (5, len(content), hashlib.sha256(content).hexdigest())
+    assert visible(folder.parent) == ["store"]
+    assert visible(folder) == ["data-00000.arrow", "left_out.jsonl", "manifest.json"]
 
 
 def test_missing_captions_are_absent_languages(tmp_path, tiny_jsonl):
     path = Path(tiny_jsonl(train=1)["image_root"]) / "pictures" / "0.png"
 
     class Uneven(OneImage):
-        def records(self, split):
+        def records(self, split, report=stop):
             yield ImageCaptions("a", path, {"en": ("A.", "B.")}, "here:1")
             yield ImageCaptions("b", path, {"zh": ("图",), "cs": ("ú\u2028",)}, "here:2")
 
@@ -71,7 +110,7 @@ def test_rows_with_a_caption_are_numbered_through_the_file(tmp_path, tiny_jsonl)
     counts = [number % 3 for number in range(250)]  # more rows than the file has in one piece
 
     class Many(OneImage):
-        def records(self, split):
+        def records(self, split, report=stop):
             for number, count in enumerate(counts):
                 captions = {language: ("A.", "B.") for language in ("en", "de", "ja")[: count + 1]}
                 yield ImageCaptions(str(number), path, captions, f"here:{number}")
@@ -85,25 +124,34 @@ def test_rows_with_a_caption_are_numbered_through_the_file(tmp_path, tiny_jsonl)
 
 def test_it_is_built_once(built):
     _, folder = built
-    before = (folder / "data.arrow").stat().st_mtime_ns
+    before = (folder / "data-00000.arrow").stat().st_mtime_ns
     build_store(OneImage(b"never read"), "train", folder)
-    assert (folder / "data.arrow").stat().st_mtime_ns == before
+    assert (folder / "data-00000.arrow").stat().st_mtime_ns == before
 
 
-def test_the_faster_of_two_builders_wins(built, tmp_path):
-    source, folder = built
+def test_one_of_two_builders_waits_for_the_other(built, tmp_path, capsys):
+    source, _ = built
     picture = next(source.records("train")).image
-    slow = OneImage(picture, then=lambda: os.rename(folder, tmp_path / "cache" / "slow"))
-    build_store(slow, "train", tmp_path / "cache" / "slow")
-    assert len(open_store(tmp_path / "cache" / "slow")) == 5  # the one that was there first, not the slow one's
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["slow"]
+    folder = tmp_path / "cache" / "both"
+    second = threading.Thread(target=build_store, args=(OneImage(b"never read"), "train", folder))
+
+    def start_second():
+        second.start()
+        while "another process prepares both: waiting for it" not in capsys.readouterr().err:
+            time.sleep(0.01)
+
+    build_store(OneImage(picture, then=start_second), "train", folder)
+    second.join(timeout=30)
+    assert not second.is_alive()
+    assert open_store(folder).image_names == ["a"]
+    assert visible(folder.parent) == ["both", "store"]
 
 
 @pytest.mark.parametrize("image", [b"", b"no picture", Path("/nowhere/a.jpg")])
 def test_a_failed_build_leaves_nothing(tmp_path, image):
     with pytest.raises(CCRError, match="here:1: "):
         build_store(OneImage(image), "train", tmp_path / "cache" / "store")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert visible(tmp_path / "cache") == []
 
 
 def test_a_file_that_the_source_cannot_read_is_not_blamed_on_the_store(built, tmp_path):
@@ -117,7 +165,7 @@ def test_a_file_that_the_source_cannot_read_is_not_blamed_on_the_store(built, tm
         CCRError, match=r"^the split 'train' of one cannot be read \(.*captions.csv'\); check its files"
     ):
         build_store(OneImage(picture, then=fail), "train", folder.parent / "again")
-    assert [path.name for path in folder.parent.iterdir()] == ["store"]
+    assert visible(folder.parent) == ["store"]
 
 
 @pytest.mark.parametrize("full_at", [100, 1500])
@@ -126,12 +174,12 @@ def test_a_full_disk(built, tmp_path, full_at):
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, hard))  # writing fails as it does on a full disk
     try:
-        with pytest.raises(CCRError, match=r"the store .*again cannot be written \(.+\); free some space") as error:
+        with pytest.raises(CCRError, match=r"again.* (cannot|could not) be written \(.+\); free some space") as error:
             build_store(source, "train", folder.parent / "again")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert isinstance(error.value.__cause__, OSError)
-    assert [path.name for path in folder.parent.iterdir()] == ["store"]
+    assert visible(folder.parent) == ["store"]
 
 
 def test_a_folder_in_the_way(built, tmp_path):
@@ -144,7 +192,7 @@ def test_a_folder_in_the_way(built, tmp_path):
 
 def test_a_split_without_images(tmp_path):
     class Empty(OneImage):
-        def records(self, split):
+        def records(self, split, report=stop):
             return iter(())
 
     with pytest.raises(CCRError, match="the split 'val' of one has no images"):
@@ -155,16 +203,26 @@ def test_damaged_stores(built, tmp_path):
     _, folder = built
     with pytest.raises(CCRError, match="there is no store"):
         open_store(tmp_path / "nothing")
-    arrow = folder / "data.arrow"
+    arrow = folder / "data-00000.arrow"
     content = arrow.read_bytes()
     for damaged in (content[: len(content) // 2], b""):
         arrow.write_bytes(damaged)
-        with pytest.raises(CCRError, match="delete the folder"):
+        with pytest.raises(CCRError, match=r"damaged \(data-00000.arrow has \d+ bytes instead of .*delete the folder"):
             open_store(folder)
+    changed = content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+    arrow.write_bytes(changed)
+    with pytest.raises(CCRError, match=r"data-00000.arrow: is not as it was written; delete the store's folder"):
+        verify_store(folder)
     arrow.write_bytes(content)
-    (folder / "manifest.json").write_text('{"format": 0}')
-    with pytest.raises(CCRError, match="of another version"):
+    verify_store(folder)
+    manifest = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(manifest.replace('"images": 5', '"images": 6'))
+    with pytest.raises(CCRError, match=r"damaged \(5 rows instead of 6\)"):
         open_store(folder)
+    for text, message in (('{"format": 1}', "of another version"), ("{", "is damaged")):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(CCRError, match=message):
+            open_store(folder)
 
 
 def test_a_worker_maps_the_file(built):
@@ -174,20 +232,159 @@ def test_a_worker_maps_the_file(built):
     assert pickle.loads(pickled).image(3) == store.image(3)
 
 
-def test_cache_dir(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CCR_CACHE_DIR", str(tmp_path / "chosen"))
-    assert default_cache_dir() == tmp_path / "chosen"
-    monkeypatch.setenv("CCR_CACHE_DIR", str(tmp_path / "file" / "below"))
-    with pytest.raises(CCRError, match="cannot be written"):
-        default_cache_dir()
-    monkeypatch.delenv("CCR_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache_dir() == tmp_path / "xdg" / "ccr-lightning"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_dir() == tmp_path / "home" / ".cache" / "ccr-lightning"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.warns(UserWarning, match="set CCR_CACHE_DIR"):
-        assert default_cache_dir().parent == tmp_path
+class Numbered:
+    """Pictures and faults by turns, as many as asked for, with a pause before each."""
+
+    name, languages, parallel, splits = "numbered", ("en", "de"), True, ("train",)
+
+    def __init__(self, count, bad=(), pause=0.0):
+        self.count, self.bad, self.pause = count, set(bad), pause
+
+    def fingerprint(self, split):
+        return str(self.count)
+
+    def records(self, split, report=stop):
+        for number in range(self.count):
+            time.sleep(self.pause)
+            where = f"here:{number}"
+            if number in self.bad:
+                report(RecordFault(f"{where}: broken; mend it."))
+                continue
+            picture = io.BytesIO()
+            Image.new("RGB", (4, 4), (number % 256, 0, 0)).save(picture, "PNG")
+            blank = (f"{where} (de)",) if number % 5 == 0 else ()
+            captions = {"en": (f"number {number}",)} | ({} if blank else {"de": (f"Nummer {number}",)})
+            yield ImageCaptions(str(number), picture.getvalue(), captions, where, blank)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_store_of_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FILE_BYTES", 400)
+    build_store(Numbered(50, bad=[3, 20, 49]), "train", tmp_path / "store", "skip", 0.1)
+    store = open_store(tmp_path / "store")
+    names = [number for number in range(50) if number not in (3, 20, 49)]
+    assert store.image_names == list(map(str, names))
+    assert [store.captions(row)["en"] for row in range(47)] == [[f"number {number}"] for number in names]
+    for row in (0, 23, 46):
+        assert Image.open(io.BytesIO(store.image(row))).getpixel((0, 0)) == (names[row], 0, 0)
+    assert len(store.manifest["files"]) > 5
+    assert sum(file["rows"] for file in store.manifest["files"]) == len(store) == 47
+    assert store.caption_counts() == {"en": 47, "de": 38}
+    assert store.rows_with_caption(["de"]).tolist() == [row for row, number in enumerate(names) if number % 5]
+    assert store.rows_with_caption(["de", "en"]).tolist() == list(range(47))
+    verify_store(tmp_path / "store")
+
+
+def test_what_was_left_out_is_counted_and_listed(tmp_path, capsys):
+    build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "skip", 0.05)
+    assert capsys.readouterr().err == (
+        f"left out of numbered/train: 1 of 20 records, 4 blank captions; see {tmp_path / 'store' / 'left_out.jsonl'}\n"
+    )
+    manifest = open_store(tmp_path / "store").manifest
+    assert (manifest["records"], manifest["images"], manifest["bad_records"], manifest["blank_captions"]) == (
+        20,
+        19,
+        1,
+        4,
+    )
+    listed = [json.loads(line) for line in (tmp_path / "store" / "left_out.jsonl").read_text().splitlines()]
+    assert [(entry["left_out"], entry["kind"]) for entry in listed] == [
+        ("caption", "blank caption"),
+        ("record", "unreadable record"),
+        *[("caption", "blank caption")] * 3,
+    ]
+    assert [entry["message"] for entry in listed] == [
+        "here:0 (de): the caption is blank.",
+        "here:3: broken; mend it.",
+        *(f"here:{number} (de): the caption is blank." for number in (5, 10, 15)),
+    ]
+
+
+def test_too_many_bad_records(tmp_path):
+    with pytest.raises(CCRError, match=r"^here:3: broken; mend it \(one of 2 bad records of 20, more than the 5 %"):
+        build_store(Numbered(20, bad=[3, 8]), "train", tmp_path / "store", "skip", 0.05)
+    assert visible(tmp_path) == []
+    with pytest.raises(CCRError, match=r"^here:3: broken; mend it"):
+        build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "error")
+    build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "skip", 0.05)
+    with pytest.raises(CCRError, match=r"was built without 1 bad records \(the first: here:3: broken; mend"):
+        build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "error")
+    with pytest.raises(CCRError, match=r"one of 1 bad records of 20, more than the 4 % that"):
+        build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "skip", 0.04)
+
+
+def test_many_bad_records_end_a_build_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FILE_BYTES", 400)
+    monkeypatch.setattr(build, "EARLIEST_STOP", 100)
+
+    def fail():
+        raise AssertionError("read to the end")
+
+    class Endless(Numbered):
+        def records(self, split, report=stop):
+            yield from super().records(split, report)
+            fail()
+
+    with pytest.raises(CCRError, match="bad records"):
+        build_store(Endless(500, bad=range(0, 500, 2)), "train", tmp_path / "store", "skip", 0.01)
+    assert visible(tmp_path) == []
+
+
+BUILD = """
+import sys
+from ccr_lightning.data import build
+from tests.test_data_store import Numbered
+build.FILE_BYTES = 400
+pause, folder = float(sys.argv[1]), sys.argv[2]
+build.build_store(Numbered(120, bad=range(3, 120, 40), pause=pause), "train", folder, "skip", 0.1)
+"""
+
+
+def start_build(folder, pause):
+    arguments = [sys.executable, "-c", BUILD, str(pause), str(folder)]
+    return subprocess.Popen(arguments, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_build_goes_on_to_the_same_store(tmp_path):
+    assert start_build(tmp_path / "whole", pause=0).wait(timeout=60) == 0
+    partial = tmp_path / ".killed.partial"
+    for finished in (2, 5):  # killed twice, each time in the middle of a file
+        process = start_build(tmp_path / "killed", pause=0.02)
+        while len(list(partial.glob("data-*.json"))) < finished:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed").exists()
+    untouched = (partial / "data-00000.arrow").stat().st_mtime_ns
+    assert start_build(tmp_path / "killed", pause=0).wait(timeout=60) == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert (tmp_path / "killed" / "data-00000.arrow").stat().st_mtime_ns == untouched
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "policy"])
+def test_remains_of_another_build_are_not_used(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(build, "FILE_BYTES", 400)
+
+    class Interrupted(Numbered):
+        def records(self, split, report=stop):
+            yield from super().records(split, report)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_store(Interrupted(40, bad=[0]), "train", tmp_path / "store", "skip", 0.1)
+    assert visible(tmp_path) == [".store.partial"]
+    new = Numbered(41) if change == "fingerprint" else Numbered(40)
+    build_store(new, "train", tmp_path / "store", "skip" if change == "fingerprint" else "error")
+    assert len(open_store(tmp_path / "store")) == new.count
+    assert visible(tmp_path) == ["store"]
+
+
+def test_the_library_of_data_sets_opens_the_files(built):
+    data = datasets.Dataset.from_file(str(built[1] / "data-00000.arrow"))
+    assert data[3]["captions"] == [{"language": "en", "texts": ["a yellow circle number 3"]}, *data[3]["captions"][1:]]
+    assert data.features["image"].dtype == "binary"

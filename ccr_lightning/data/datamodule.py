@@ -14,11 +14,13 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ccr_lightning.data.build import BadRecords, build_store
+from ccr_lightning.data.cache import cache_folder
 from ccr_lightning.data.collate import collate_captions, collate_images, collate_training
 from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSamples
 from ccr_lightning.data.sampler import ShardSampler, TrainBatchSampler
 from ccr_lightning.data.sources.protocol import Source
-from ccr_lightning.data.store import Store, build_store, default_cache_dir, open_store, writable_folder
+from ccr_lightning.data.store import Store, open_store, store_folder
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
@@ -57,6 +59,10 @@ class CaptionDataModule(lightning.LightningDataModule):
         required_languages: Languages that are always among those drawn.
         num_workers: Processes that load batches; 0 loads them in the training process.
         seed: Seed of order, augmentation and draws.
+        bad_records: What to do with a record that cannot be parsed or whose image cannot be decoded: ``error`` stops,
+            ``skip`` leaves it out, and lists it in the store's ``left_out.jsonl``. By default training skips, and
+            evaluation, whose numbers would change, stops.
+        max_bad_fraction: Share of bad records, in [0, 1], above which skipping stops too.
         cache_dir: Folder of the stores; by default ``$CCR_CACHE_DIR`` or the user's cache folder.
 
     Raises:
@@ -76,6 +82,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         required_languages: Sequence[str] = (),
         num_workers: int = 0,
         seed: int = 0,
+        bad_records: BadRecords | None = None,
+        max_bad_fraction: float = 0.01,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +93,8 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError(
                 f"eval_batch_size is {eval_batch_size} and num_workers {num_workers}; give at least 1 and at least 0."
             )
+        if not 0 <= max_bad_fraction <= 1:
+            raise CCRError(f"max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to evaluate
         self.source = source
         self.tokenizer = CaptionTokenizer() if tokenizer is None else tokenizer
@@ -95,6 +105,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.required_languages = tuple(required_languages)
         self.num_workers = num_workers
         self.seed = seed
+        self.bad_records = bad_records
+        self.max_bad_fraction = max_bad_fraction
         self._languages = None if languages is None else tuple(languages)
         self._cache_dir = cache_dir
         self._stores: dict[str, Store] = {}
@@ -125,7 +137,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         """Build the stores of the stage, all of them without a trainer, and train the tokeniser if that is needed."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
         for split in self._splits(stage):
-            build_store(self.source, split, self._store_folder(split))
+            bad_records = self.bad_records or ("skip" if split == "train" else "error")
+            build_store(self.source, split, self._store_folder(split), bad_records, self.max_bad_fraction)
         if stage in (None, "fit") and not self.tokenizer.is_ready and not self._tokenizer_file().is_file():
             self._train_tokenizer()
 
@@ -203,10 +216,10 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError(f"{name} is {', '.join(asked)}; name each language once.")
 
     def _cache(self) -> Path:
-        return default_cache_dir() if self._cache_dir is None else writable_folder(Path(self._cache_dir).expanduser())
+        return cache_folder(self._cache_dir)
 
     def _store_folder(self, split: str) -> Path:
-        return self._cache() / f"{self.source.name}-{split}-{self.source.fingerprint(split)}"
+        return store_folder(self.source, split, self._cache())
 
     def _store(self, split: str) -> Store:
         if split not in self._stores:

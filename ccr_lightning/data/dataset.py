@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from ccr_lightning.data.images import open_image
+from ccr_lightning.data.images import decode_image
 from ccr_lightning.data.sampler import SampleKey, draw_languages
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.store import Store
@@ -92,7 +92,7 @@ class TrainSamples(Dataset[TrainSample]):
     def _pixels(self, row: int, epoch: int) -> Pixels:
         if row in self._kept:
             return self._kept[row]
-        image = open_image(self.store.image(row), self.store.where(row))
+        image = decode_image(self.store.image(row), self.store.where(row))
         pixels = self.transform.train(image, derived_seed("image", self.seed, epoch, row))
         if self.transform.is_fixed and len(self._kept) * pixels.nbytes < _KEPT_BYTES:
             self._kept[row] = pixels  # decoding small pictures anew takes longer than all the rest
@@ -117,7 +117,7 @@ class ImageSamples(Dataset[ImageSample]):
         return len(self.store)
 
     def __getitem__(self, row: int) -> ImageSample:
-        image = open_image(self.store.image(row), self.store.where(row))
+        image = decode_image(self.store.image(row), self.store.where(row))
         return ImageSample(self.transform.evaluate(image), row)
 
 

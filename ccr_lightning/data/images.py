@@ -28,10 +28,10 @@ def read_image(source: Path | bytes, where: str) -> bytes:
         RecordFault: The file cannot be read, is empty or too large, or is a git-LFS pointer or an archive instead of a
             picture.
     """
+    name = _name(source)
     if isinstance(source, bytes):
-        data, name = source, "the image"
+        data = source
     else:
-        name = f"the image {source}"
         try:
             if not source.is_file():  # a folder, or a pipe that would never end
                 raise FileNotFoundError(errno.ENOENT, "there is no such file")
@@ -53,29 +53,29 @@ def read_image(source: Path | bytes, where: str) -> bytes:
     return data
 
 
-def _unreadable(message: str) -> RecordFault:
-    return RecordFault(message, "unreadable image")
-
-
 def open_image(source: Path | bytes, where: str) -> Image.Image:
+    """Read and decode a picture; see :func:`read_image` and :func:`decode_image`."""
+    return decode_image(read_image(source, where), where, _name(source))
+
+
+def decode_image(data: bytes, where: str, name: str = "the image") -> Image.Image:
     """Decode a picture completely and return it as RGB, upright, transparent parts on white.
 
     Args:
-        source: Path of the file, or its bytes.
+        data: The encoded picture.
         where: Where the image is named (``file:line``), for the message.
+        name: What it is called in the message.
 
     Raises:
-        RecordFault: The file is missing, empty, truncated, no picture, or too large.
+        RecordFault: It is truncated, no picture, or too large.
 
     Example:
         >>> buffer = io.BytesIO()
         >>> Image.new("RGBA", (4, 2), (0, 0, 0, 0)).save(buffer, "PNG")
-        >>> image = open_image(buffer.getvalue(), where="an example")
+        >>> image = decode_image(buffer.getvalue(), where="an example")
         >>> image.mode, image.size, image.getpixel((0, 0))
         ('RGB', (4, 2), (255, 255, 255))
     """
-    data = read_image(source, where)
-    name = "the image" if isinstance(source, bytes) else f"the image {source}"
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -90,6 +90,14 @@ def open_image(source: Path | bytes, where: str) -> Image.Image:
         return _to_rgb(image)
     except Exception as error:
         raise _unreadable(f"{where}: {name} is damaged and cannot be decoded ({error}); fetch it again.") from error
+
+
+def _name(source: Path | bytes) -> str:
+    return "the image" if isinstance(source, bytes) else f"the image {source}"
+
+
+def _unreadable(message: str) -> RecordFault:
+    return RecordFault(message, "unreadable image")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,52 +1,57 @@
-"""Each split of a source in one Arrow file: built once, memory-mapped, read row by row."""
+"""Each split of a source in Arrow files: memory-mapped, read row by row, in any order."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import shutil
-import tempfile
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ccr_lightning.data.images import open_image, read_image
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
-from ccr_lightning.types import ImageCaptions
 
-_FORMAT = 1
-_ARROW, _MANIFEST = "data.arrow", "manifest.json"
-_ROWS_PER_BATCH = 100
+FORMAT = 2
+MANIFEST, LEFT_OUT = "manifest.json", "left_out.jsonl"
 
 
 class Store:
     """The rows of one split: image id, encoded image, captions by language, and where the record came from.
 
+    The files of a store are plain Arrow streams, which ``datasets.Dataset.from_file`` opens too. Its manifest has the
+    source, the split and the source's fingerprint, the version of this package, the number of images, of captions and
+    of images with a caption by language, of blank captions and of bad records that were left out (both are listed in
+    ``left_out.jsonl``), and of each file the rows, the size and the sha256.
+
     Attributes:
         folder: Where it lies.
-        manifest: Source, split, fingerprint and counts.
-        image_names: The image id of each row.
+        manifest: What it holds.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], table: Any) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.image_names: list[str] = table.column("image_id").to_pylist()
         # plain columns: a row through datasets' own formatting takes many times longer
+        self._image_id = table.column("image_id")
         self._image = table.column("image")
         self._captions = table.column("captions")
+        self._text_length = table.column("text_length")
         self._where = table.column("where")
 
     def __len__(self) -> int:
-        return len(self.image_names)
+        images: int = self.manifest["images"]
+        return images
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.folder,)  # a worker process maps the file instead of receiving its content
+        return open_store, (self.folder,)  # a worker process maps the files instead of receiving their content
+
+    @property
+    def image_names(self) -> list[str]:
+        """The image id of each row, all of them in memory."""
+        names: list[str] = self._image_id.to_pylist()
+        return names
 
     def image(self, row: int) -> bytes:
         """Return the bytes of the row's encoded image."""
@@ -62,11 +67,18 @@ class Store:
         text: str = self._where[row].as_py()
         return text
 
+    def text_lengths(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Return the mean length of each row's captions, in bytes of UTF-8."""
+        lengths: np.ndarray[Any, np.dtype[np.int32]] = self._text_length.to_numpy()
+        return lengths
+
     def rows_with_caption(self, languages: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the rows that have a caption in any of the languages, ascending."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if any(self.manifest["images_with_caption"].get(language) == len(self) for language in languages):
+            return np.arange(len(self))
         rows = pc.list_parent_indices(self._captions)  # of each row's languages, in one go: a loop takes minutes
         names = pc.struct_field(pc.list_flatten(self._captions), "language")
         chosen = pc.filter(rows, pc.is_in(names, value_set=pa.array(languages, pa.string())))
@@ -78,142 +90,79 @@ class Store:
         return counts
 
 
-def default_cache_dir() -> Path:
-    """Return ``$CCR_CACHE_DIR``, else ``ccr-lightning`` in the user's cache folder.
-
-    Where that cannot be written it is, with a warning, a temporary folder.
-
-    Raises:
-        CCRError: ``$CCR_CACHE_DIR`` cannot be written.
-    """
-    if chosen := os.environ.get("CCR_CACHE_DIR"):
-        return writable_folder(Path(chosen).expanduser())
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccr-lightning"
-    try:
-        return writable_folder(usual)
-    except CCRError:
-        fallback = Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"
-        warnings.warn(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.", stacklevel=2)
-        return writable_folder(fallback)
-
-
-def writable_folder(folder: Path) -> Path:
-    """Return the folder after making it and trying to write there.
-
-    Raises:
-        CCRError: It cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise CCRError(
-            f"the folder {folder} cannot be written ({error.strerror}); choose another cache_dir."
-        ) from error
-
-
-def build_store(source: Source, split: str, folder: str | Path) -> None:
-    """Write the split to a store, unless it is there; several processes may try at once.
-
-    Raises:
-        CCRError: The source has no such split or no image in it, an image cannot be read, or the store cannot be
-            written.
-    """
-    folder = Path(folder)
-    if (folder / _MANIFEST).is_file():
-        return
-    writable_folder(folder.parent)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        captions: Counter[str] = Counter()
-        images = _write_arrow(source, split, building / _ARROW, captions)
-        if not images:
-            raise CCRError(f"the split {split!r} of {source.name} has no images; check the source.")
-        manifest = {
-            "format": _FORMAT,
-            "source": source.name,
-            "split": split,
-            "fingerprint": source.fingerprint(split),
-            "images": images,
-            "captions": dict(captions),
-        }
-        (building / _MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-        building.chmod(0o755)
-        try:
-            building.replace(folder)
-        except OSError:
-            if not (folder / _MANIFEST).is_file():  # else another process was faster, and its store is as good
-                raise
-    except OSError as error:
-        raise CCRError(
-            f"the store {folder} cannot be written ({error}); free some space or choose another cache_dir."
-        ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+def store_folder(source: Source, split: str, cache_dir: Path) -> Path:
+    """Return where the store of a split lies; other data, settings or another format of stores have another place."""
+    return cache_dir / f"{source.name}-{split}-{source.fingerprint(split)}-v{FORMAT}"
 
 
 def open_store(folder: str | Path) -> Store:
-    """Open a store for reading; its images stay on disk.
+    """Open a store for reading; its images stay on disk. The sizes of its files are checked, not their content.
 
     Raises:
         CCRError: There is no store, or it is damaged or of another version.
     """
-    from datasets import Dataset
+    import pyarrow as pa
 
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] == _FORMAT:
-            table = Dataset.from_file(str(folder / _ARROW)).data.table
-            if table.num_rows == manifest["images"]:
-                return Store(folder, manifest, table)
-    except FileNotFoundError as error:
-        raise CCRError(f"there is no store in {folder}; build it with prepare_data().") from error
+        manifest = read_manifest(folder)
+        tables = []
+        for file in manifest["files"]:
+            path = folder / file["name"]
+            if (size := path.stat().st_size) != file["bytes"]:
+                raise ValueError(f"{file['name']} has {size} bytes instead of {file['bytes']}")
+            tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
+        table = pa.concat_tables(tables)
+        if table.num_rows != manifest["images"]:
+            raise ValueError(f"{table.num_rows} rows instead of {manifest['images']}")
+    except CCRError:
+        raise
     except Exception as error:
         raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
-    raise CCRError(f"the store {folder} is incomplete or of another version; delete the folder to build it again.")
+    return Store(folder, manifest, table)
 
 
-def _write_arrow(source: Source, split: str, path: Path, captions: Counter[str]) -> int:
-    from datasets import Features, List, Value
-    from datasets.arrow_writer import ArrowWriter
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a store.
 
-    text = Value("string")
-    features = Features(
-        {
-            "image_id": text,
-            "image": Value("binary"),
-            "captions": List({"language": text, "texts": List(text)}),
-            "where": text,
-        }
-    )
-    with ArrowWriter(features=features, path=str(path), writer_batch_size=_ROWS_PER_BATCH) as writer:
-        for row in _rows(source, split):
-            captions.update({entry["language"]: len(entry["texts"]) for entry in row["captions"]})
-            writer.write(row)
-        images, _ = writer.finalize()
-    return int(images)
-
-
-def _rows(source: Source, split: str) -> Iterator[dict[str, Any]]:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} images"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"preparing {source.name}/{split}", total=None)
-        for record in _records(source, split):
-            entries = [{"language": name, "texts": list(texts)} for name, texts in record.captions.items()]
-            image = read_image(record.image, record.where)
-            open_image(image, record.where)  # a damaged picture stops the preparation, not the fifth hour of a run
-            yield {"image_id": record.image_id, "image": image, "captions": entries, "where": record.where}
-            progress.advance(task)
-
-
-def _records(source: Source, split: str) -> Iterator[ImageCaptions]:
+    Raises:
+        CCRError: There is no store, or its manifest is damaged or of another version.
+    """
     try:
-        yield from source.records(split)
-    except OSError as error:  # the source's, and not to be taken for one of writing the store
-        raise CCRError(f"the split {split!r} of {source.name} cannot be read ({error}); check its files.") from error
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except FileNotFoundError as error:
+        raise CCRError(f"there is no store in {folder}; build it with prepare_data() or ccr data build.") from error
+    except Exception as error:
+        raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
+    if version != FORMAT:
+        raise CCRError(f"the store {folder} is of another version; delete the folder to build it again.")
+    return manifest
+
+
+def read_left_out(folder: Path) -> list[dict[str, str]]:
+    """Return what a store was built without: ``left_out`` (record or caption), the fault's ``kind`` and ``message``."""
+    with (folder / LEFT_OUT).open("rb") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def verify_store(folder: Path) -> None:
+    """Compare the content of a store's files with the manifest; this reads all of them.
+
+    Raises:
+        CCRError: A file is not as it was written.
+    """
+    for file in read_manifest(folder)["files"]:
+        path = folder / file["name"]
+        try:
+            digest = sha256_of(path)
+        except OSError as error:
+            raise CCRError(f"{path}: cannot be read ({error}); delete the store's folder to build it again.") from error
+        if digest != file["sha256"]:
+            raise CCRError(f"{path}: is not as it was written; delete the store's folder to build it again.")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,272 @@
+"""Builds stores: once, in several files, going on after a kill, the same bytes whatever happened on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from ccr_lightning._version import __version__
+from ccr_lightning.data.cache import writable_folder
+from ccr_lightning.data.faults import RecordFault
+from ccr_lightning.data.progress import counted
+from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
+from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.store import FORMAT, LEFT_OUT, MANIFEST, read_left_out, read_manifest, sha256_of
+from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write
+from ccr_lightning.types import ImageCaptions
+
+BadRecords = Literal["error", "skip"]
+
+FILE_BYTES = 256 * 2**20  # of pictures in one file of a store
+EARLIEST_STOP = 1000  # of fewer records, the share of bad ones says nothing about those to come
+
+_ROWS_PER_BATCH = 100
+_BEGUN = "begun.json"
+_ADVICE = "free some space or choose another cache_dir"
+
+
+def build_store(
+    source: Source,
+    split: str,
+    folder: str | Path,
+    bad_records: BadRecords = "error",
+    max_bad_fraction: float = 0.01,
+) -> None:
+    """Write the split to a store, unless it is there.
+
+    Every picture is decoded once. A build that was killed goes on after its last finished file, and gives the same
+    bytes as one that was not. Of several processes that try at once one builds and the others wait.
+
+    A bad record is one that cannot be parsed or whose picture cannot be decoded. A blank caption is left out and its
+    image stays. Both are counted in the manifest and listed in ``left_out.jsonl`` with their places. As the pictures of
+    a store can be decoded and its rows are numbered without what was left out, no record is replaced while training.
+
+    Args:
+        source: Where images and captions come from.
+        split: One of its splits.
+        folder: The store's folder.
+        bad_records: ``error`` stops at the first bad record, and refuses a store that lacks some; ``skip`` leaves them
+            out.
+        max_bad_fraction: With ``skip``, the largest fraction of bad records, in [0, 1]; it is looked at after each
+            file from 1,000 records on, and at the end.
+
+    Raises:
+        CCRError: The source has no such split or no image in it, there are too many bad records, or the store cannot be
+            written.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        writable_folder(folder.parent)
+        try:
+            with _alone(folder):
+                if not (folder / MANIFEST).is_file():
+                    _build(source, split, folder, bad_records, max_bad_fraction)
+                    return
+        except OSError as error:
+            raise CCRError(f"the store {folder} cannot be written ({error}); {_ADVICE}.") from error
+    manifest = read_manifest(folder)
+    if bad := manifest["bad_records"]:
+        first = next(entry for entry in read_left_out(folder) if entry["left_out"] == "record")
+        if bad_records == "error":
+            raise CCRError(
+                f"the store {folder} was built without {bad} bad records (the first: {first['message']}); mend the "
+                "data and delete the store, or set bad_records to skip."
+            )
+        _check_fraction(bad, manifest["records"], max_bad_fraction, first["message"])
+
+
+@dataclass
+class _File:
+    """A file of a store, and what was left out on the way to its end."""
+
+    name: str
+    records: int = 0  # read for it, bad ones included
+    rows: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    captions: Counter[str] = field(default_factory=Counter)
+    images_with_caption: Counter[str] = field(default_factory=Counter)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+
+def _build(source: Source, split: str, folder: Path, bad_records: BadRecords, max_bad_fraction: float) -> None:
+    data = {"format": FORMAT, "source": source.name, "split": split, "fingerprint": source.fingerprint(split)}
+    partial = folder.with_name(f".{folder.name}.partial")
+    files: list[_File] = []
+    try:
+        files += _finished_files(partial, {**data, "bad_records": bad_records})
+        for file in _write_files(source, split, partial, files, bad_records):
+            files.append(file)
+            if sum(file.records for file in files) >= EARLIEST_STOP:
+                _refuse_many_bad(files, max_bad_fraction, partial)
+            _write_json(partial / f"{file.name}.json", vars(file))
+        _refuse_many_bad(files, max_bad_fraction, partial)
+        if not sum(file.rows for file in files):
+            raise CCRError(f"the split {split!r} of {source.name} has no images; check the source.")
+        left_out = [entry for file in files for entry in file.left_out]
+        with atomic_write(partial / LEFT_OUT, "the list of what was left out", _ADVICE) as list_file:
+            list_file.write("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in left_out).encode())
+        _write_json(partial / MANIFEST, {**data, "package_version": __version__, **_counts(files)})
+        for path in (partial / _BEGUN, *partial.glob("data-*.json")):
+            path.unlink()
+        partial.chmod(0o755)
+        partial.replace(folder)
+    finally:
+        if not files:
+            shutil.rmtree(partial, ignore_errors=True)
+    if left_out:
+        print(f"left out of {source.name}/{split}: {_sum_up(files)}; see {folder / LEFT_OUT}", file=sys.stderr)
+
+
+def _finished_files(partial: Path, begun: dict[str, Any]) -> list[_File]:
+    """What an interrupted build of the same data has finished; other remains are removed."""
+    try:
+        is_same = json.loads((partial / _BEGUN).read_text(encoding="utf-8")) == begun
+    except (OSError, ValueError):
+        is_same = False
+    if not is_same:
+        shutil.rmtree(partial, ignore_errors=True)
+        _write_json(partial / _BEGUN, begun)
+    files: list[_File] = []
+    while (path := partial / f"{_file_name(len(files))}.json").is_file():
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        counters = {name: Counter(fields[name]) for name in ("captions", "images_with_caption")}
+        files.append(_File(**{**fields, **counters}))
+    return files
+
+
+def _write_files(
+    source: Source, split: str, partial: Path, finished: list[_File], bad_records: BadRecords
+) -> Iterator[_File]:
+    read = sum(file.records for file in finished)
+    remaining = islice(read_records(source, split), read, None)
+    records = counted(with_pictures(remaining), f"preparing {source.name}/{split}", "images", start=read)
+    for number in count(len(finished)):
+        path = partial / _file_name(number)
+        file = _write_file(records, path, bad_records)
+        if not file.records:
+            path.unlink()
+            return
+        yield file
+
+
+def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRecords) -> _File:
+    """Write records until the file is large enough or there are no more."""
+    from datasets import Features, List, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    text = Value("string")
+    captions = List({"language": text, "texts": List(text)})
+    columns = {"image_id": text, "image": Value("binary"), "captions": captions, "text_length": Value("int32")}
+    features = Features({**columns, "where": text})
+    file, size = _File(path.name), 0
+    with ArrowWriter(features=features, path=str(path), writer_batch_size=_ROWS_PER_BATCH) as writer:
+        for record in records:
+            file.records += 1
+            if isinstance(record, RecordFault):
+                if bad_records == "error":
+                    raise record
+                file.left_out.append({"left_out": "record", "kind": record.kind, "message": str(record)})
+                continue
+            for place in record.blank_captions:
+                message = f"{place}: the caption is blank."
+                file.left_out.append({"left_out": "caption", "kind": "blank caption", "message": message})
+            file.rows += 1
+            file.captions.update({language: len(texts) for language, texts in record.captions.items()})
+            file.images_with_caption.update(record.captions.keys())
+            row = _row(record)
+            writer.write(row)
+            size += len(row["image"])
+            if size >= FILE_BYTES:
+                break
+        writer.finalize()
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    file.bytes, file.sha256 = path.stat().st_size, sha256_of(path)
+    return file
+
+
+def _row(record: ImageCaptions) -> dict[str, Any]:
+    lengths = [len(text.encode()) for texts in record.captions.values() for text in texts]
+    return {
+        "image_id": record.image_id,
+        "image": record.image,
+        "captions": [{"language": name, "texts": list(texts)} for name, texts in record.captions.items()],
+        "text_length": sum(lengths) // max(len(lengths), 1),
+        "where": record.where,
+    }
+
+
+def _counts(files: list[_File]) -> dict[str, Any]:
+    left_out = Counter(entry["left_out"] for file in files for entry in file.left_out)
+    captions: Counter[str] = sum((file.captions for file in files), Counter())
+    images: Counter[str] = sum((file.images_with_caption for file in files), Counter())
+    return {
+        "records": sum(file.records for file in files),
+        "images": sum(file.rows for file in files),
+        "captions": dict(captions),
+        "images_with_caption": dict(images),
+        "blank_captions": left_out["caption"],
+        "bad_records": left_out["record"],
+        "files": [{name: getattr(file, name) for name in ("name", "rows", "bytes", "sha256")} for file in files],
+    }
+
+
+def _refuse_many_bad(files: list[_File], max_bad_fraction: float, partial: Path) -> None:
+    counts = _counts(files)
+    if bad := counts["bad_records"]:
+        first = next(entry for file in files for entry in file.left_out if entry["left_out"] == "record")
+        try:
+            _check_fraction(bad, counts["records"], max_bad_fraction, first["message"])
+        except CCRError:
+            shutil.rmtree(partial, ignore_errors=True)  # what is missing may be there the next time
+            raise
+
+
+def _check_fraction(bad: int, records: int, most: float, first: str) -> None:
+    if bad > most * records:
+        raise CCRError(
+            f"{first.removesuffix('.')} (one of {bad} bad records of {records}, more than the {100 * most:g} % that "
+            "max_bad_fraction allows; ccr data check lists them)."
+        )
+
+
+def _sum_up(files: list[_File]) -> str:
+    counts = _counts(files)
+    return f"{counts['bad_records']} of {counts['records']} records, {counts['blank_captions']} blank captions"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process in at a time."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process prepares {folder.name}: waiting for it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _file_name(number: int) -> str:
+    return f"data-{number:05}.arrow"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path, "the store", _ADVICE) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())

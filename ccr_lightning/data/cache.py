@@ -1,0 +1,54 @@
+"""Where prepared data lie."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+from ccr_lightning.errors import CCRError
+
+
+def default_cache_dir() -> Path:
+    """Return ``$CCR_CACHE_DIR``, else ``ccr-lightning`` in the user's cache folder.
+
+    Where that cannot be written it is, with a warning, a temporary folder.
+
+    Raises:
+        CCRError: ``$CCR_CACHE_DIR`` cannot be written.
+    """
+    if chosen := os.environ.get("CCR_CACHE_DIR"):
+        return writable_folder(Path(chosen).expanduser())
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccr-lightning"
+    try:
+        return writable_folder(usual)
+    except CCRError:
+        fallback = Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"
+        warnings.warn(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.", stacklevel=2)
+        return writable_folder(fallback)
+
+
+def writable_folder(folder: Path) -> Path:
+    """Return the folder after making it and trying to write there.
+
+    Raises:
+        CCRError: It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise CCRError(
+            f"the folder {folder} cannot be written ({error.strerror}); choose another cache_dir."
+        ) from error
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Return the folder of the stores: the given one, or the default.
+
+    Raises:
+        CCRError: It cannot be written.
+    """
+    return default_cache_dir() if cache_dir is None else writable_folder(Path(cache_dir).expanduser())

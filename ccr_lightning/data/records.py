@@ -1,0 +1,68 @@
+"""The records of a source as one stream: pictures read and checked on all cores, each fault in its place."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeAlias
+
+from ccr_lightning.data.faults import RecordFault
+from ccr_lightning.data.images import decode_image, read_image
+from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.errors import CCRError
+from ccr_lightning.types import ImageCaptions
+
+RecordOrFault: TypeAlias = ImageCaptions | RecordFault
+
+_AHEAD = 4  # pictures in hand per core
+
+
+def read_records(source: Source, split: str) -> Iterator[RecordOrFault]:
+    """Yield the records of a split, and in their places the faults of those that cannot be used.
+
+    Raises:
+        CCRError: A file cannot be read.
+    """
+    faults: list[RecordFault] = []
+    try:
+        for record in source.records(split, faults.append):
+            yield from faults
+            faults.clear()
+            yield record
+    except OSError as error:
+        raise CCRError(f"the split {split!r} of {source.name} cannot be read ({error}); check its files.") from error
+    yield from faults
+
+
+def with_pictures(records: Iterable[RecordOrFault]) -> Iterator[RecordOrFault]:
+    """Yield the records in their order with the bytes of their pictures, each of them decoded completely once.
+
+    A picture that cannot be decoded becomes a fault in the place of its record. Pictures are decoded on all cores, some
+    ahead of what is asked for.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as pool:
+        pending: deque[Future[RecordOrFault]] = deque()
+        try:
+            for record in records:
+                pending.append(pool.submit(_with_picture, record))
+                if len(pending) > _AHEAD * cores:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _with_picture(record: RecordOrFault) -> RecordOrFault:
+    if isinstance(record, RecordFault):
+        return record
+    try:
+        data = read_image(record.image, record.where)
+        decode_image(data, record.where, f"the image {record.image_id}")
+    except RecordFault as fault:
+        return fault
+    return replace(record, image=data)

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ccr_lightning.errors import CCRError
+
 _KINDS = {
     "int": "an int",
     "float": "a number",
@@ -68,19 +70,34 @@ def _explain_config(message: str) -> str | None:
         return None
     for path in _given_configs():
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            return f"{path}, byte {error.start + 1}: this is no UTF-8; save the file as UTF-8."
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            return (
-                f"{path}, line {mark.line + 1}, column {mark.column + 1}: this is no YAML ({error.problem}); mend it."
-            )
-        except yaml.reader.ReaderError as error:
-            return f"{path}, character {error.position + 1}: this is no YAML ({error.reason}); mend it."
-        if not isinstance(content, dict):
-            return f"{path}: this is no configuration; it must have the keys model, data and trainer."
+            load_config(path)
+        except CCRError as error:
+            return str(error)
     return None
+
+
+def load_config(path: str) -> dict[str, Any]:
+    """Return the content of a configuration file.
+
+    Raises:
+        CCRError: It cannot be read, or is no configuration; the message names the file and the place in it.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CCRError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+    except UnicodeDecodeError as error:
+        raise CCRError(f"{path}, byte {error.start + 1}: this is no UTF-8; save the file as UTF-8.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise CCRError(
+            f"{path}, line {mark.line + 1}, column {mark.column + 1}: this is no YAML ({error.problem}); mend it."
+        ) from error
+    except yaml.reader.ReaderError as error:
+        raise CCRError(f"{path}, character {error.position + 1}: this is no YAML ({error.reason}); mend it.") from error
+    if not isinstance(content, dict):
+        raise CCRError(f"{path}: this is no configuration; it must have the keys model, data and trainer.")
+    return content
 
 
 def _given_configs() -> list[str]:

@@ -1,0 +1,126 @@
+"""What the ``ccr data`` commands read: configurations, files of captions, folders of them, stores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from ccr_lightning.cli.messages import explain_parse_error, load_config
+from ccr_lightning.data.build import BadRecords
+from ccr_lightning.data.check import StoreSource
+from ccr_lightning.data.sources.jsonl import JsonLines
+from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.store import MANIFEST, open_store, verify_store
+from ccr_lightning.errors import CCRError
+
+_SETTINGS = ("source", "cache_dir", "bad_records", "max_bad_fraction")
+
+
+class DataSettings(NamedTuple):
+    """The part of a configuration's ``data`` that decides what is read and where it is kept."""
+
+    source: Source
+    cache_dir: str | None
+    bad_records: BadRecords | None
+    max_bad_fraction: float
+
+
+class Arguments(argparse.ArgumentParser):
+    """The arguments of a ``ccr data`` command; a mistake is one sentence."""
+
+    def __init__(self, action: str) -> None:
+        super().__init__(prog=f"ccr data {action}", add_help=False, allow_abbrev=False)
+        self.add_argument("data", nargs="+")
+        self.add_argument("--image_root")
+        self._action = action
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise CCRError(f"ccr data {self._action}: {message}; 'ccr data {self._action} --help' explains.")
+
+    def read(self, args: Sequence[str]) -> tuple[argparse.Namespace, DataSettings]:
+        """Return the command's own options, and what its data are."""
+        options, settings = self.parse_known_args(args)
+        if others := [setting for setting in settings if setting.startswith("-") and not setting.startswith("--data.")]:
+            self.error(f"unknown option {others[0]!r}")
+        return options, read_data(options.data, options.image_root, settings)
+
+
+def read_data(paths: Sequence[str], image_root: str | None = None, settings: Sequence[str] = ()) -> DataSettings:
+    """Return what paths and settings on the command line say of the data.
+
+    Args:
+        paths: Configurations, of which later ones win, or one file of JSON lines, folder of such files, or store.
+        image_root: Folder of the images of JSON lines; by default the folder of the file.
+        settings: Settings such as ``--data.source.init_args.image_root images``.
+
+    Raises:
+        CCRError: They say nothing, or something wrong.
+    """
+    configs = [path for path in paths if path.endswith((".yaml", ".yml"))]
+    if configs:
+        if image_root is not None or len(configs) < len(paths):
+            raise CCRError("with a configuration, no other path and no --image_root; set --data.source.init_args.")
+        return _from_configs(configs, settings)
+    if len(paths) > 1 or settings:
+        raise CCRError(f"{' '.join([*paths, *settings])}: give one path, or configurations (.yaml) and settings.")
+    path = Path(paths[0])
+    if (path / MANIFEST).is_file():
+        verify_store(path)
+        return DataSettings(StoreSource(open_store(path)), None, None, 0.01)
+    return DataSettings(_json_lines(path, image_root), None, None, 0.01)
+
+
+def _json_lines(path: Path, image_root: str | None) -> JsonLines:
+    if path.is_dir():
+        files = sorted(file for ending in ("jsonl", "jsonl.gz") for file in path.glob(f"*.{ending}"))
+        if not files:
+            raise CCRError(f"{path}: no files *.jsonl and no store; pass a configuration, or a folder that has some.")
+        root = path
+    elif path.is_file():
+        files, root = [path], path.parent
+    else:
+        raise CCRError(f"{path}: there is no such file or folder; check the path.")
+    splits = {file.name.split(".jsonl")[0]: str(file) for file in files}
+    in_order = {split: splits[split] for split in sorted(splits, key=_usual_order)}
+    return JsonLines(in_order, str(root) if image_root is None else image_root, name=path.name.split(".jsonl")[0])
+
+
+def _usual_order(split: str) -> tuple[int, str]:
+    usual = ("train", "val", "test")
+    return (usual.index(split), "") if split in usual else (len(usual), split)
+
+
+def _from_configs(configs: Sequence[str], settings: Sequence[str]) -> DataSettings:
+    parser = _settings_parser()
+    given = []
+    for path in configs:
+        data = load_config(path).get("data") or {}
+        of_data = {name: data[name] for name in _SETTINGS if name in data}
+        given += ["--config", json.dumps({"data": of_data})]
+    sys.argv = [sys.argv[0], *(part for path in configs for part in ("--config", path))]  # for the messages
+    parsed = parser.parse_args([*given, *settings])
+    if parsed.data.source is None:
+        raise CCRError(f"{', '.join(configs)}: there is no data.source; name one by class_path and init_args.")
+    data = parser.instantiate(parsed).data
+    return DataSettings(data.source, data.cache_dir, data.bad_records, data.max_bad_fraction)
+
+
+def _settings_parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise CCRError(explain_parse_error(message, [self])) from ex
+
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--data.source", type=Source | None, default=None)
+    parser.add_argument("--data.cache_dir", type=str | None, default=None)
+    parser.add_argument("--data.bad_records", type=BadRecords | None, default=None)
+    parser.add_argument("--data.max_bad_fraction", type=float, default=0.01)
+    return parser

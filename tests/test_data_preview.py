@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccr_lightning.cli.preview import run
+from ccr_lightning.cli.data_preview import run
 from ccr_lightning.data import preview
 from ccr_lightning.data.faults import RecordFault
 from ccr_lightning.data.preview import LANGUAGE_NAMES, MAX_CHARACTERS, MAX_FAULTS, write_preview
@@ -463,8 +463,8 @@ def test_the_command_writes_the_page_and_says_what_is_on_it(lines, tmp_path, cap
     ("arguments", "says"),
     [
         ([], "required: CONFIG"),
-        (["FILE", "--counts", "3"], "unrecognized arguments: --counts"),
-        (["FILE", "--coun", "3"], "unrecognized arguments: --coun"),
+        (["FILE", "--counts", "3"], "unknown option '--counts'"),
+        (["FILE", "--coun", "3"], "unknown option '--coun'"),
         (["FILE", "--count", "x"], "invalid int value: 'x'"),
         (["FILE", "--split", "nowhere"], "no split 'nowhere'"),
     ],

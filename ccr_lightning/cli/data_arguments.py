@@ -34,7 +34,7 @@ class Arguments(argparse.ArgumentParser):
 
     def __init__(self, action: str) -> None:
         super().__init__(prog=f"ccr data {action}", add_help=False, allow_abbrev=False)
-        self.add_argument("data", nargs="+")
+        self.add_argument("data", nargs="+", metavar="CONFIG|PATH")
         self.add_argument("--image_root")
         self._action = action
 

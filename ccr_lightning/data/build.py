@@ -35,6 +35,11 @@ _BEGUN = "begun.json"
 _ADVICE = "free some space or choose another cache_dir"
 
 
+def default_policy(split: str) -> BadRecords:
+    """Return what to do with bad records if nobody says: training skips them, evaluation would change and stops."""
+    return "skip" if split == "train" else "error"
+
+
 def build_store(
     source: Source,
     split: str,

@@ -14,7 +14,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ccr_lightning.data.build import BadRecords, build_store
+from ccr_lightning.data.build import BadRecords, build_store, default_policy
 from ccr_lightning.data.cache import cache_folder
 from ccr_lightning.data.collate import collate_captions, collate_images, collate_training
 from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSamples
@@ -137,7 +137,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         """Build the stores of the stage, all of them without a trainer, and train the tokeniser if that is needed."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
         for split in self._splits(stage):
-            bad_records = self.bad_records or ("skip" if split == "train" else "error")
+            bad_records = self.bad_records or default_policy(split)
             build_store(self.source, split, self._store_folder(split), bad_records, self.max_bad_fraction)
         if stage in (None, "fit") and not self.tokenizer.is_ready and not self._tokenizer_file().is_file():
             self._train_tokenizer()

@@ -1,5 +1,6 @@
 """``ccr data check`` against data whose every fault is known, because it was planted."""
 
+import base64
 import gzip
 import io
 import json

@@ -33,7 +33,7 @@ class ImageCaptions:
 class Batch(NamedTuple):
     """A training batch: B images and one caption of each in K languages (L tokens, padded to the longest)."""
 
-    images: Tensor  # (B, 3, H, W) float, normalised
+    images: Tensor  # (B, 3, H, W) float, normalised; uint8 on the way to the device
     image_ids: Tensor  # (B,) int64, equal ids are the same image
     input_ids: Tensor  # (B, K, L) int64
     attention_mask: Tensor  # (B, K, L) bool, True for tokens
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 class ImageBatch(NamedTuple):
     """An evaluation batch of images, each of them once."""
 
-    images: Tensor  # (B, 3, H, W) float, normalised
+    images: Tensor  # (B, 3, H, W) float, normalised; uint8 on the way to the device
     image_ids: Tensor  # (B,) int64
 
 

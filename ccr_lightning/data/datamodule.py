@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -27,12 +27,15 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
+_Batch = TypeVar("_Batch", Batch, ImageBatch, CaptionBatch)
+
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
 class CaptionDataModule(lightning.LightningDataModule):
     """Loads the captioned images of a source for training and retrieval evaluation.
 
+    Loaders yield images as bytes, which a trainer normalises on the device (:meth:`normalize` does it elsewhere).
     Training batches are :class:`~ccr_lightning.types.Batch`. Validation, test and prediction have two loaders: first
     the images, each once (:class:`~ccr_lightning.types.ImageBatch`), then the captions, sorted by language
     (:class:`~ccr_lightning.types.CaptionBatch`); with several devices each has its share, nothing is repeated. Image
@@ -169,7 +172,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             start=self._start(),
             reshuffle=not getattr(self.trainer, "overfit_batches", 0),
         )
-        collate = partial(collate_training, transform=self.transform, tokenizer=self._ready_tokenizer())
+        collate = partial(collate_training, tokenizer=self._ready_tokenizer())
         return _ResumableLoader(
             samples,
             batch_sampler=batches,
@@ -189,6 +192,16 @@ class CaptionDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Return the loaders of test images and captions."""
         return self._eval_loaders("test")
+
+    def on_after_batch_transfer(self, batch: _Batch, dataloader_idx: int) -> _Batch:
+        """Normalise the images, which travel to the device as bytes."""
+        return self.normalize(batch)
+
+    def normalize(self, batch: _Batch) -> _Batch:
+        """Return a batch of a loader as the model expects it, its images normalised; a trainer does this itself."""
+        if isinstance(batch, CaptionBatch):
+            return batch
+        return batch._replace(images=self.transform.normalize(batch.images))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tokeniser, as plain types, and how many images all devices together take at a step."""
@@ -292,7 +305,7 @@ class CaptionDataModule(lightning.LightningDataModule):
     def _eval_loaders(self, split: str) -> list[DataLoader[Any]]:
         store = self._store(split)
         return [
-            self._eval_loader(ImageSamples(store, self.transform), partial(collate_images, transform=self.transform)),
+            self._eval_loader(ImageSamples(store, self.transform), collate_images),
             self._eval_loader(
                 CaptionSamples(store, self.languages), partial(collate_captions, tokenizer=self._ready_tokenizer())
             ),

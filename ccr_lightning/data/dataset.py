@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from ccr_lightning.data.images import decode_image
+from ccr_lightning.data.pixels import Pixels, decode_pixels
 from ccr_lightning.data.sampler import SampleKey, draw_languages
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.store import Store
 from ccr_lightning.data.transforms import ImageTransform
 
 _KEPT_BYTES = 64 * 2**20  # of pictures, in each process that loads batches
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class TrainSample(NamedTuple):
@@ -92,8 +90,8 @@ class TrainSamples(Dataset[TrainSample]):
     def _pixels(self, row: int, epoch: int) -> Pixels:
         if row in self._kept:
             return self._kept[row]
-        image = decode_image(self.store.image(row), self.store.where(row))
-        pixels = self.transform.train(image, derived_seed("image", self.seed, epoch, row))
+        decoded = decode_pixels(self.store.image(row), self.store.where(row))
+        pixels = self.transform.train(decoded, derived_seed("image", self.seed, epoch, row))
         if self.transform.is_fixed and len(self._kept) * pixels.nbytes < _KEPT_BYTES:
             self._kept[row] = pixels  # decoding small pictures anew takes longer than all the rest
         return pixels

@@ -214,8 +214,8 @@ def test_images_without_a_caption_in_the_languages_are_not_trained_on(tiny_jsonl
 def test_pictures_are_decoded_once_while_there_is_room(ready, monkeypatch, kept):
     monkeypatch.setattr("ccr_lightning.data.dataset._KEPT_BYTES", kept * 16 * 16 * 3)
     opened = []
-    original = dataset.decode_pixels
-    monkeypatch.setattr(dataset, "decode_pixels", lambda data, where: opened.append(where) or original(data, where))
+    original = dataset.EncodedPicture
+    monkeypatch.setattr(dataset, "EncodedPicture", lambda data, where: opened.append(where) or original(data, where))
     loader = ready(transform=ImageTransform(16, crop_scale=(1.0, 1.0)), batch_size=6).train_dataloader()
     by_row = {}
     for epoch in range(2):

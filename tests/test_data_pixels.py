@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ccr_lightning.data.faults import RecordFault
 from ccr_lightning.data.images import decode_image
-from ccr_lightning.data.pixels import decode_pixels
+from ccr_lightning.data.pixels import EncodedPicture
 
 
 def photo(size=(61, 45)):
@@ -41,9 +41,34 @@ def encode(image, form, **options):
 )
 def test_pixels_are_pillows(mode, form, options):
     data = encode(photo().convert(mode), form, **options)
-    pixels = decode_pixels(data, "x")
+    pixels = EncodedPicture(data, "x").pixels()
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, np.asarray(decode_image(data, "x")))
+    assert EncodedPicture(data, "x").size == (61, 45)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "size"),
+    [
+        ((640, 480), (640, 480)),
+        ((321, 100), (640, 480)),
+        ((320, 240), (320, 240)),
+        ((100, 120), (160, 120)),
+        ((80, 60), (80, 60)),
+        ((8, 8), (80, 60)),
+        ((900, 900), (640, 480)),
+    ],
+)
+def test_a_part_of_the_pixels(at_least, size):
+    """A reduced JPEG is the picture averaged over squares, but for rounding and for frequencies that it leaves out."""
+    image = photo((640, 480)).filter(ImageFilter.GaussianBlur(4))
+    data = encode(image, "JPEG", quality=95, subsampling=0)
+    pixels = EncodedPicture(data, "x").pixels(at_least)
+    assert pixels.shape == (size[1], size[0], 3)
+    factor = 640 // size[0]
+    means = np.asarray(image, dtype=float).reshape(size[1], factor, size[0], factor, 3).mean(axis=(1, 3))
+    assert np.abs(pixels - means).mean() < 1
+    assert EncodedPicture(encode(image, "PNG"), "x").pixels(at_least).shape == (480, 640, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -51,17 +76,17 @@ def test_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(photo(), "JPEG", exif=exif)
-    assert np.array_equal(decode_pixels(data, "x"), np.asarray(decode_image(data, "x")))
+    assert np.array_equal(EncodedPicture(data, "x").pixels(), np.asarray(decode_image(data, "x")))
 
 
 def test_a_picture_that_is_too_large(monkeypatch):
     for module in ("images", "pixels"):
         monkeypatch.setattr(f"ccr_lightning.data.{module}.MAX_PIXELS", 1000)
     with pytest.raises(RecordFault, match=r"61 x 45 pixels, more than 1000"):
-        decode_pixels(encode(photo(), "JPEG"), "x")
+        EncodedPicture(encode(photo(), "JPEG"), "x")
 
 
 @pytest.mark.parametrize("cut", [2, 100, 700])
 def test_what_cannot_be_decoded(cut):
     with pytest.raises(RecordFault, match=r"^here:1: the image is"):
-        decode_pixels(encode(photo(), "JPEG")[:cut], "here:1")
+        EncodedPicture(encode(photo(), "JPEG")[:cut], "here:1").pixels()

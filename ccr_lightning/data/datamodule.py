@@ -222,8 +222,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._saved_global_batch = state_dict.get("global_batch")  # None in checkpoints of earlier versions
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
-        if stage is None:
-            return ("train", "val", "test")
+        if stage is None:  # of a source of a test split only, say, all there is
+            return tuple(split for split in ("train", "val", "test") if split in self.source.splits)
         if stage == "fit" and self.trainer is not None and not self.trainer.limit_val_batches:
             return ("train",)
         return _SPLITS[stage]

@@ -17,10 +17,11 @@ actions:
   check       read everything, decode every image, and say what there is and what is wrong, with file and line
   preview     write a page with a sample of the images and their captions in all languages
   build       write the stores that training reads, ahead of it
+  shards      write WebDataset shards, for storage without fast random access
   translate   turn captions of one language into several with a translation model
 
 CONFIG is a configuration with data.source, as for ccr fit; PATH a file of JSON lines, a folder of such files
-(train.jsonl, val.jsonl, test.jsonl), or a store. A line is one image:
+(train.jsonl, val.jsonl, test.jsonl), a store, or a folder of shards. A line is one image:
   {"image": "a.jpg", "captions": {"en": ["a red apple"], "de": ["ein roter Apfel"]}}
 
 start here:
@@ -29,7 +30,7 @@ start here:
 'ccr data ACTION --help' explains an action.
 """
 
-ACTIONS = ("check", "preview", "build", "translate")
+ACTIONS = ("check", "preview", "build", "shards", "translate")
 
 
 def run(args: Sequence[str]) -> int:

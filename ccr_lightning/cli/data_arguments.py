@@ -1,4 +1,4 @@
-"""What the ``ccr data`` commands read: configurations, files of captions, folders of them, stores."""
+"""What the ``ccr data`` commands read: configurations, files of captions, folders of them, stores, shards."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, NoReturn
 from ccr_lightning.cli.messages import explain_parse_error, load_config
 from ccr_lightning.data.build import BadRecords
 from ccr_lightning.data.check import StoreSource
+from ccr_lightning.data.shards import verify_shards
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.sources.webdataset import INDEX, WebDatasetShards
 from ccr_lightning.data.store import MANIFEST, open_store, verify_store
 from ccr_lightning.errors import CCRError
 
@@ -54,7 +56,8 @@ def read_data(paths: Sequence[str], image_root: str | None = None, settings: Seq
     """Return what paths and settings on the command line say of the data.
 
     Args:
-        paths: Configurations, of which later ones win, or one file of JSON lines, folder of such files, or store.
+        paths: Configurations, of which later ones win, or one file of JSON lines, folder of such files, store, or
+            folder of shards.
         image_root: Folder of the images of JSON lines; by default the folder of the file.
         settings: Settings such as ``--data.source.init_args.image_root images``.
 
@@ -72,6 +75,10 @@ def read_data(paths: Sequence[str], image_root: str | None = None, settings: Seq
     if (path / MANIFEST).is_file():
         verify_store(path)
         return DataSettings(StoreSource(open_store(path)), None, None, 0.01)
+    if (path / INDEX).is_file():
+        content = verify_shards(path).content
+        source = WebDatasetShards({content["split"]: str(path)}, parallel=False, name=content["source"])
+        return DataSettings(source, None, None, 0.01)
     return DataSettings(_json_lines(path, image_root), None, None, 0.01)
 
 

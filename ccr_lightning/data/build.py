@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -73,26 +73,34 @@ def build_store(
     if not (folder / MANIFEST).is_file():
         writable_folder(folder.parent)
         try:
-            with _alone(folder):
+            with alone(folder):
                 if not (folder / MANIFEST).is_file():
                     _build(source, split, folder, bad_records, max_bad_fraction)
                     return
         except OSError as error:
             raise CCRError(f"the store {folder} cannot be written ({error}); {_ADVICE}.") from error
-    manifest = read_manifest(folder)
-    if bad := manifest["bad_records"]:
+    refuse_what_lacks(folder, read_manifest(folder), bad_records, max_bad_fraction)
+
+
+def refuse_what_lacks(folder: Path, counts: dict[str, Any], bad_records: BadRecords, max_bad_fraction: float) -> None:
+    """Refuse what was written before if it lacks records that the policy does not allow to leave out.
+
+    Raises:
+        CCRError: It does.
+    """
+    if bad := counts["bad_records"]:
         first = next(entry for entry in read_left_out(folder) if entry["left_out"] == "record")
         if bad_records == "error":
             raise CCRError(
-                f"the store {folder} was built without {bad} bad records (the first: {first['message']}); mend the "
-                "data and delete the store, or set bad_records to skip."
+                f"{folder} was built without {bad} bad records (the first: {first['message']}); mend the data and "
+                "delete the folder, or set bad_records to skip."
             )
-        _check_fraction(bad, manifest["records"], max_bad_fraction, first["message"])
+        _check_fraction(bad, counts["records"], max_bad_fraction, first["message"])
 
 
 @dataclass
-class _File:
-    """A file of a store, and what was left out on the way to its end."""
+class WrittenFile:
+    """A file of a store or of shards, and what was left out on the way to its end."""
 
     name: str
     records: int = 0  # read for it, bad ones included
@@ -103,11 +111,32 @@ class _File:
     images_with_caption: Counter[str] = field(default_factory=Counter)
     left_out: list[dict[str, str]] = field(default_factory=list)
 
+    def usable(self, records: Iterator[RecordOrFault], bad_records: BadRecords) -> Iterator[ImageCaptions]:
+        """Yield the records that can be used, to be written as its rows, and count all.
+
+        Raises:
+            RecordFault: A record cannot be used, and the policy is to stop.
+        """
+        for record in records:
+            self.records += 1
+            if isinstance(record, RecordFault):
+                if bad_records == "error":
+                    raise record
+                self.left_out.append({"left_out": "record", "kind": record.kind, "message": str(record)})
+                continue
+            for place in record.blank_captions:
+                message = f"{place}: the caption is blank."
+                self.left_out.append({"left_out": "caption", "kind": "blank caption", "message": message})
+            self.rows += 1
+            self.captions.update({language: len(texts) for language, texts in record.captions.items()})
+            self.images_with_caption.update(record.captions.keys())
+            yield record
+
 
 def _build(source: Source, split: str, folder: Path, bad_records: BadRecords, max_bad_fraction: float) -> None:
     data = {"format": FORMAT, "source": source.name, "split": split, "fingerprint": source.fingerprint(split)}
     partial = folder.with_name(f".{folder.name}.partial")
-    files: list[_File] = []
+    files: list[WrittenFile] = []
     try:
         files += _finished_files(partial, {**data, "bad_records": bad_records})
         for file in _write_files(source, split, partial, files, bad_records):
@@ -118,10 +147,8 @@ def _build(source: Source, split: str, folder: Path, bad_records: BadRecords, ma
         _refuse_many_bad(files, max_bad_fraction, partial)
         if not sum(file.rows for file in files):
             raise CCRError(f"the split {split!r} of {source.name} has no images; check the source.")
-        left_out = [entry for file in files for entry in file.left_out]
-        with atomic_write(partial / LEFT_OUT, "the list of what was left out", _ADVICE) as list_file:
-            list_file.write("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in left_out).encode())
-        _write_json(partial / MANIFEST, {**data, "package_version": __version__, **_counts(files)})
+        write_left_out(files, partial)
+        _write_json(partial / MANIFEST, {**data, "package_version": __version__, **total_counts(files)})
         for path in (partial / _BEGUN, *partial.glob("data-*.json")):
             path.unlink()
         partial.chmod(0o755)
@@ -129,11 +156,10 @@ def _build(source: Source, split: str, folder: Path, bad_records: BadRecords, ma
     finally:
         if not files:
             shutil.rmtree(partial, ignore_errors=True)
-    if left_out:
-        print(f"left out of {source.name}/{split}: {_sum_up(files)}; see {folder / LEFT_OUT}", file=sys.stderr)
+    say_left_out(files, source, split, folder)
 
 
-def _finished_files(partial: Path, begun: dict[str, Any]) -> list[_File]:
+def _finished_files(partial: Path, begun: dict[str, Any]) -> list[WrittenFile]:
     """What an interrupted build of the same data has finished; other remains are removed."""
     try:
         is_same = json.loads((partial / _BEGUN).read_text(encoding="utf-8")) == begun
@@ -142,17 +168,17 @@ def _finished_files(partial: Path, begun: dict[str, Any]) -> list[_File]:
     if not is_same:
         shutil.rmtree(partial, ignore_errors=True)
         _write_json(partial / _BEGUN, begun)
-    files: list[_File] = []
+    files: list[WrittenFile] = []
     while (path := partial / f"{_file_name(len(files))}.json").is_file():
         fields = json.loads(path.read_text(encoding="utf-8"))
         counters = {name: Counter(fields[name]) for name in ("captions", "images_with_caption")}
-        files.append(_File(**{**fields, **counters}))
+        files.append(WrittenFile(**{**fields, **counters}))
     return files
 
 
 def _write_files(
-    source: Source, split: str, partial: Path, finished: list[_File], bad_records: BadRecords
-) -> Iterator[_File]:
+    source: Source, split: str, partial: Path, finished: list[WrittenFile], bad_records: BadRecords
+) -> Iterator[WrittenFile]:
     read = sum(file.records for file in finished)
     remaining = islice(read_records(source, split), read, None)
     records = counted(with_pictures(remaining), f"preparing {source.name}/{split}", "images", start=read)
@@ -165,7 +191,7 @@ def _write_files(
         yield file
 
 
-def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRecords) -> _File:
+def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRecords) -> WrittenFile:
     """Write records until the file is large enough or there are no more."""
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
@@ -174,21 +200,9 @@ def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRe
     captions = List({"language": text, "texts": List(text)})
     columns = {"image_id": text, "image": Value("binary"), "captions": captions, "text_length": Value("int32")}
     features = Features({**columns, "where": text})
-    file, size = _File(path.name), 0
+    file, size = WrittenFile(path.name), 0
     with ArrowWriter(features=features, path=str(path), writer_batch_size=_ROWS_PER_BATCH) as writer:
-        for record in records:
-            file.records += 1
-            if isinstance(record, RecordFault):
-                if bad_records == "error":
-                    raise record
-                file.left_out.append({"left_out": "record", "kind": record.kind, "message": str(record)})
-                continue
-            for place in record.blank_captions:
-                message = f"{place}: the caption is blank."
-                file.left_out.append({"left_out": "caption", "kind": "blank caption", "message": message})
-            file.rows += 1
-            file.captions.update({language: len(texts) for language, texts in record.captions.items()})
-            file.images_with_caption.update(record.captions.keys())
+        for record in file.usable(records, bad_records):
             row = _row(record)
             writer.write(row)
             size += len(row["image"])
@@ -212,7 +226,8 @@ def _row(record: ImageCaptions) -> dict[str, Any]:
     }
 
 
-def _counts(files: list[_File]) -> dict[str, Any]:
+def total_counts(files: Sequence[WrittenFile]) -> dict[str, Any]:
+    """Return the numbers of all files together, and of each the rows, the size and the sha256."""
     left_out = Counter(entry["left_out"] for file in files for entry in file.left_out)
     captions: Counter[str] = sum((file.captions for file in files), Counter())
     images: Counter[str] = sum((file.images_with_caption for file in files), Counter())
@@ -227,15 +242,24 @@ def _counts(files: list[_File]) -> dict[str, Any]:
     }
 
 
-def _refuse_many_bad(files: list[_File], max_bad_fraction: float, partial: Path) -> None:
-    counts = _counts(files)
+def _refuse_many_bad(files: Sequence[WrittenFile], max_bad_fraction: float, partial: Path) -> None:
+    try:
+        refuse_many_bad(files, max_bad_fraction)
+    except CCRError:
+        shutil.rmtree(partial, ignore_errors=True)  # what is missing may be there the next time
+        raise
+
+
+def refuse_many_bad(files: Sequence[WrittenFile], max_bad_fraction: float) -> None:
+    """Refuse too many bad records.
+
+    Raises:
+        CCRError: There are.
+    """
+    counts = total_counts(files)
     if bad := counts["bad_records"]:
         first = next(entry for file in files for entry in file.left_out if entry["left_out"] == "record")
-        try:
-            _check_fraction(bad, counts["records"], max_bad_fraction, first["message"])
-        except CCRError:
-            shutil.rmtree(partial, ignore_errors=True)  # what is missing may be there the next time
-            raise
+        _check_fraction(bad, counts["records"], max_bad_fraction, first["message"])
 
 
 def _check_fraction(bad: int, records: int, most: float, first: str) -> None:
@@ -246,13 +270,23 @@ def _check_fraction(bad: int, records: int, most: float, first: str) -> None:
         )
 
 
-def _sum_up(files: list[_File]) -> str:
-    counts = _counts(files)
-    return f"{counts['bad_records']} of {counts['records']} records, {counts['blank_captions']} blank captions"
+def write_left_out(files: Sequence[WrittenFile], folder: Path) -> None:
+    """Write the list of what was left out, an empty one too."""
+    left_out = [entry for file in files for entry in file.left_out]
+    with atomic_write(folder / LEFT_OUT, "the list of what was left out", _ADVICE) as list_file:
+        list_file.write("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in left_out).encode())
+
+
+def say_left_out(files: Sequence[WrittenFile], source: Source, split: str, folder: Path) -> None:
+    """Say on the terminal what was left out, if anything was."""
+    counts = total_counts(files)
+    if counts["bad_records"] or counts["blank_captions"]:
+        numbers = f"{counts['bad_records']} of {counts['records']} records, {counts['blank_captions']} blank captions"
+        print(f"left out of {source.name}/{split}: {numbers}; see {folder / LEFT_OUT}", file=sys.stderr)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Let one process in at a time."""
     from filelock import FileLock, Timeout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,9 @@ from ccr_lightning.data.cache import cache_folder
 from ccr_lightning.data.collate import collate_captions, collate_images, collate_training
 from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSamples
 from ccr_lightning.data.sampler import ShardSampler, TrainBatchSampler
+from ccr_lightning.data.shard_stream import ShardBatches, ShardLoader, ShardStream
 from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.sources.webdataset import ShardIndex, WebDatasetShards, read_index
 from ccr_lightning.data.store import Store, open_store, store_folder
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
@@ -51,6 +53,13 @@ class CaptionDataModule(lightning.LightningDataModule):
     Each split is written to ``cache_dir`` once. A tokeniser without ``name_or_path`` is trained on the training
     captions when fitting, kept in ``cache_dir`` too, and travels in every checkpoint.
 
+    With ``train_shards`` training reads WebDataset shards instead of a store, for storage on which random access is
+    slow. Images are then mixed less: shards are shuffled, and images within ``shuffle_buffer``; the order depends on
+    the number of devices and on ``num_workers`` too. In each epoch fewer than ``batch_size`` images for each process
+    that loads are left out. A run that resumes in mid-epoch first reads what came before once more, and goes on with
+    the next batch only if devices, workers, batches and buffer are the same. Image ids are numbers of the images in the
+    shards. Evaluation always reads stores. See docs/shards.md.
+
     Args:
         source: Where images and captions come from.
         tokenizer: By default ``CaptionTokenizer()``, trained on the training captions.
@@ -65,6 +74,9 @@ class CaptionDataModule(lightning.LightningDataModule):
             leaves batches to chance.
         num_workers: Processes that load batches; 0 loads them in the training process.
         seed: Seed of order, augmentation and draws.
+        train_shards: Folder of the shards to train on, as ``ccr data shards`` writes it; the train split of ``source``
+            is then not read.
+        shuffle_buffer: Encoded images that each process holds to draw from, with ``train_shards``.
         bad_records: What to do with a record that cannot be parsed or whose image cannot be decoded: ``error`` stops,
             ``skip`` leaves it out, and lists it in the store's ``left_out.jsonl``. By default training skips, and
             evaluation, whose numbers would change, stops.
@@ -89,6 +101,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         length_window: int = 1,
         num_workers: int = 0,
         seed: int = 0,
+        train_shards: str | None = None,
+        shuffle_buffer: int = 1000,
         bad_records: BadRecords | None = None,
         max_bad_fraction: float = 0.01,
         cache_dir: str | None = None,
@@ -102,6 +116,10 @@ class CaptionDataModule(lightning.LightningDataModule):
             )
         if length_window < 1:
             raise CCRError(f"length_window is {length_window}; give a number of batches, 1 for no sorting.")
+        if shuffle_buffer < 1:
+            raise CCRError(f"shuffle_buffer is {shuffle_buffer}; give a number of images, 1 for no mixing.")
+        if train_shards is not None and length_window > 1:
+            raise CCRError("length_window sorts the images of a store; leave it at 1 with train_shards.")
         if not 0 <= max_bad_fraction <= 1:
             raise CCRError(f"max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to evaluate
@@ -115,12 +133,16 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.length_window = length_window
         self.num_workers = num_workers
         self.seed = seed
+        self.train_shards = train_shards
+        self.shuffle_buffer = shuffle_buffer
         self.bad_records = bad_records
         self.max_bad_fraction = max_bad_fraction
         self._languages = None if languages is None else tuple(languages)
         self._cache_dir = cache_dir
         self._stores: dict[str, Store] = {}
+        self._shards: ShardIndex | None = None
         self._saved_global_batch: int | None = None
+        self._saved_stream: str | None = None
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -140,13 +162,18 @@ class CaptionDataModule(lightning.LightningDataModule):
         return chosen
 
     def image_names(self, split: str) -> list[str]:
-        """Return the image id in the source of each row of a split."""
+        """Return the image id in the source of each row of a split's store."""
+        if split == "train" and self.train_shards is not None:
+            raise CCRError("train_shards is read without a store; the .json of image 42 is 000000042.json in a shard.")
         return self._store(split).image_names
 
     def prepare_data(self) -> None:
         """Build the stores of the stage, all of them without a trainer, and train the tokeniser if that is needed."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
         for split in self._splits(stage):
+            if split == "train" and self.train_shards is not None:
+                self._shard_index()
+                continue
             bad_records = self.bad_records or default_policy(split)
             build_store(self.source, split, self._store_folder(split), bad_records, self.max_bad_fraction)
         if stage in (None, "fit") and not self.tokenizer.is_ready and not self._tokenizer_file().is_file():
@@ -155,7 +182,7 @@ class CaptionDataModule(lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the stores of the stage."""
         for split in self._splits(stage):
-            counts = self._store(split).caption_counts()
+            counts = self._caption_counts(split)
             missing = [language for language in self.languages if not counts.get(language)]
             if missing:
                 raise CCRError(
@@ -163,8 +190,10 @@ class CaptionDataModule(lightning.LightningDataModule):
                     "of the data's languages."
                 )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch] | ShardLoader:
         """Return the loader of training batches, which starts where an interrupted epoch stopped."""
+        if self.train_shards is not None:
+            return self._shard_loader()
         store = self._store("train")
         rank, world_size = self._rank_and_world_size()
         samples = TrainSamples(
@@ -177,7 +206,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             rank,
             world_size,
             start=self._start(),
-            reshuffle=not getattr(self.trainer, "overfit_batches", 0),
+            reshuffle=self._reshuffle(),
             lengths=samples.text_lengths() if self.length_window > 1 else None,
             length_window=self.length_window,
         )
@@ -213,12 +242,14 @@ class CaptionDataModule(lightning.LightningDataModule):
         return batch._replace(images=self.transform.normalize(batch.images))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokeniser, as plain types, and how many images all devices together take at a step."""
-        return {"tokenizer": self.tokenizer.to_dict(), "global_batch": self._global_batch()}
+        """Return the tokeniser, as plain types, how many images all devices take at a step, and how shards are read."""
+        state: dict[str, Any] = {"tokenizer": self.tokenizer.to_dict(), "global_batch": self._global_batch()}
+        return state if self.train_shards is None else {**state, "train_shards": self._stream()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the checkpoint's tokeniser, since its weights belong to it; ``max_tokens`` stays as configured."""
         self._load_tokenizer(state_dict["tokenizer"])
+        self._saved_stream = state_dict.get("train_shards")
         self._saved_global_batch = state_dict.get("global_batch")  # None in checkpoints of earlier versions
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
@@ -248,14 +279,64 @@ class CaptionDataModule(lightning.LightningDataModule):
             self._stores[split] = open_store(self._store_folder(split))
         return self._stores[split]
 
+    def _caption_counts(self, split: str) -> dict[str, int]:
+        if split == "train" and self.train_shards is not None:
+            counts: dict[str, int] = self._shard_index().content["captions"]
+            return counts
+        return self._store(split).caption_counts()
+
+    def _shard_index(self) -> ShardIndex:
+        if self._shards is None:
+            assert self.train_shards is not None
+            self._shards = read_index(Path(self.train_shards))
+        return self._shards
+
+    def _shard_loader(self) -> ShardLoader:
+        rank, world_size = self._rank_and_world_size()
+        batches = ShardBatches(
+            self._shard_index(),
+            self.languages,
+            self.batch_size,
+            self.seed,
+            rank,
+            world_size,
+            max(1, self.num_workers),
+            self.shuffle_buffer,
+            self._start(),
+            self._reshuffle(),
+        )
+        stream = ShardStream(
+            batches, self.transform, self.languages, self.languages_per_step, self.required_languages, self.seed
+        )
+        collate = partial(collate_training, tokenizer=self._ready_tokenizer())
+        return ShardLoader(stream, collate, self._loader_settings())
+
+    def _stream(self) -> str | None:
+        """What the order of images from shards depends on besides the seed and the epoch."""
+        if self.train_shards is None:
+            return None
+        digest = hashlib.sha256(json.dumps(self._shard_index().content).encode()).hexdigest()[:8]
+        return (
+            f"shards {digest} in {', '.join(self.languages)} that {self._rank_and_world_size()[1]} devices read with "
+            f"{max(1, self.num_workers)} workers each, {self.batch_size} images at a time out of {self.shuffle_buffer}"
+        )
+
+    def _reshuffle(self) -> bool:
+        return not getattr(self.trainer, "overfit_batches", 0)
+
     def _tokenizer_file(self) -> Path:
-        key = [self.source.fingerprint("train"), self.languages, self.tokenizer.recipe]
+        shards = None if self.train_shards is None else self._shard_index().content["fingerprint"]
+        key = [shards or self.source.fingerprint("train"), self.languages, self.tokenizer.recipe]
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         return self._cache() / f"{self.source.name}-tokenizer-{digest}.json"
 
     def _train_tokenizer(self) -> None:
-        store = self._store("train")
-        rows = map(store.captions, range(len(store)))
+        rows: Iterable[Mapping[str, Sequence[str]]]
+        if self.train_shards is None:
+            store = self._store("train")
+            rows = map(store.captions, range(len(store)))
+        else:
+            rows = WebDatasetShards({"train": self.train_shards}).captions("train")
         self.tokenizer.train(text for row in rows for name in self.languages for text in row.get(name, ()))
         text = json.dumps(self.tokenizer.to_dict(), ensure_ascii=False)
         advice = "free some space or choose another cache_dir"
@@ -303,6 +384,11 @@ class CaptionDataModule(lightning.LightningDataModule):
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         if epochs.started == epochs.processed or not batches.processed:
             return epochs.processed, 0
+        if self._saved_stream != (now := self._stream()):
+            raise CCRError(
+                f"the checkpoint lies within an epoch of {self._saved_stream or 'a store'}, and now there would be "
+                f"{now or 'a store'}, in another order; resume as it was, or from the end of an epoch."
+            )
         if self._saved_global_batch not in (None, self._global_batch()):
             raise CCRError(
                 f"the checkpoint lies within an epoch of batches of {self._saved_global_batch} images on all devices "

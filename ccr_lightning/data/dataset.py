@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,8 +84,7 @@ class TrainSamples(Dataset[TrainSample]):
         languages = draw_languages(
             self.languages, self.languages_per_step, self.required_languages, self.seed, epoch, step
         )
-        available = self.store.captions(row)
-        captions = [self._choose(available.get(language), row, epoch, language) for language in languages]
+        captions = choose_captions(self.store.captions(row), languages, self.seed, epoch, row)
         return TrainSample(self._pixels(row, epoch), row, captions, languages)
 
     def text_lengths(self) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -97,17 +96,36 @@ class TrainSamples(Dataset[TrainSample]):
         if row in self._kept:
             return self._kept[row]
         picture = EncodedPicture(self.store.image(row), self.store.where(row))
-        pixels = self.transform.train(picture, derived_seed("image", self.seed, epoch, row))
+        pixels = self.transform.train(picture, augmentation_seed(self.seed, epoch, row))
         if self.transform.is_fixed and len(self._kept) * pixels.nbytes < _KEPT_BYTES:
             self._kept[row] = pixels  # decoding small pictures anew takes longer than all the rest
         return pixels
 
-    def _choose(self, texts: list[str] | None, row: int, epoch: int, language: str) -> str | None:
+
+def augmentation_seed(seed: int, epoch: int, row: int) -> int:
+    """Return the seed of an image's augmentation in an epoch."""
+    return derived_seed("image", seed, epoch, row)
+
+
+def choose_captions(
+    available: Mapping[str, Sequence[str]], languages: Sequence[str], seed: int, epoch: int, row: int
+) -> list[str | None]:
+    """Return one caption in each language, None where there is none; of several, one of each epoch's choice.
+
+    Example:
+        >>> choose_captions({"en": ["a dog", "a puppy"], "de": ["ein Hund"]}, ["de", "en", "ja"], 0, epoch=0, row=3)
+        ['ein Hund', 'a puppy', None]
+    """
+
+    def choose(language: str) -> str | None:
+        texts = available.get(language)
         if not texts:
             return None
         if len(texts) == 1:
             return texts[0]
-        return texts[derived_seed("caption", self.seed, epoch, row, language) % len(texts)]
+        return texts[derived_seed("caption", seed, epoch, row, language) % len(texts)]
+
+    return [choose(language) for language in languages]
 
 
 class ImageSamples(Dataset[ImageSample]):

@@ -216,7 +216,12 @@ def _captions(by_language: Any, machine_translations: bool, where: str) -> dict[
     return captions
 
 
-def _text(caption: Any, language: str, where: str) -> str:
+def caption_text(caption: Any, language: str, where: str) -> str:
+    """Return a caption of JSON: a text, or a machine translation, which is an object.
+
+    Raises:
+        RecordFault: It is neither.
+    """
     origin = {}
     text = caption
     if isinstance(caption, dict) and set(caption) == _CAPTION_KEYS:
@@ -227,6 +232,11 @@ def _text(caption: Any, language: str, where: str) -> str:
             f"{where}: a caption in {language!r} is {text!r}; write a text, or an object of "
             f"{', '.join(sorted(_CAPTION_KEYS))}."
         )
+    return MachineTranslation(text, **origin) if origin else text
+
+
+def _text(caption: Any, language: str, where: str) -> str:
+    text = caption_text(caption, language, where)
     if is_blank(text):
         raise RecordFault(f"{where}: a caption in {language!r} is {text!r}; write it or remove it.", "blank caption")
-    return MachineTranslation(text, **origin) if origin else text
+    return text

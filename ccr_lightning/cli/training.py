@@ -109,7 +109,7 @@ class TrainingCLI(LightningCLI):
         self.resume_from = None
         if self.subcommand == "fit":
             self.resume_from = self.folder.resume_from(settings.pop("resume"))
-            _prepare_data(settings.data)
+            _prepare_data(settings)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""
@@ -305,10 +305,15 @@ def _say(line: str) -> None:
 
 @rank_zero_only
 def _prepare_data(settings: Namespace) -> None:
-    """Prepares all splits before the model is built and trained: what is wrong with the data shows at once."""
+    """Prepares the splits before the model is built and trained: what is wrong with the data shows at once.
+
+    A split of whose batches the trainer takes none need not be there.
+    """
     parser = ArgumentParser()
     parser.add_class_arguments(CaptionDataModule, "data")
-    parser.instantiate(Namespace(data=settings)).data.prepare_data()  # type: ignore[no-untyped-call]
+    data = parser.instantiate(Namespace(data=settings.data)).data  # type: ignore[no-untyped-call]
+    unused = {split for split in ("val", "test") if settings.trainer.get(f"limit_{split}_batches") == 0}
+    data.prepare_splits([split for split in ("train", "val", "test") if split not in unused])
 
 
 def _quieten() -> None:

@@ -429,19 +429,6 @@ def test_an_interruption_during_the_imports(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: interrupted: start it again; ")
 
 
-def test_splits_that_are_not_used_need_not_be_there(ccr, expect_error, config, tmp_path, tiny_jsonl):
-    train = json.dumps({"train": tiny_jsonl("unused", train=8)["files"]["train"]})
-    run = ["fit", "--config", config, "--runs_dir", tmp_path, "--name", "train", "--trainer.max_epochs", 1]
-    run += ["--data.source.init_args.files", train, "--data.source.init_args.image_root", tmp_path / "unused"]
-    no_val, no_test = ["--trainer.limit_val_batches", 0], ["--trainer.limit_test_batches", 0.0]
-    expect_error(*run, *no_test, says="no split 'val', only train")
-    expect_error(*run, *no_val, says="no split 'test', only train")
-    status, output, _ = ccr(*run, *no_val, *no_test)
-    assert status == 0
-    assert "not tested: limit_test_batches is 0.0" in output
-    assert (tmp_path / "train" / "checkpoints" / "last.ckpt").is_file()
-
-
 def test_without_a_validation_the_last_checkpoint_is_tested(ccr, config, tmp_path):
     status, output, _ = ccr(
         "fit", "--config", config, "--runs_dir", tmp_path, "--name", "short", "--trainer.max_epochs", 1,

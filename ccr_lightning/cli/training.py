@@ -109,7 +109,7 @@ class TrainingCLI(LightningCLI):
         self.resume_from = None
         if self.subcommand == "fit":
             self.resume_from = self.folder.resume_from(settings.pop("resume"))
-            _prepare_data(settings)
+            _prepare_data(settings.data)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""
@@ -305,15 +305,10 @@ def _say(line: str) -> None:
 
 @rank_zero_only
 def _prepare_data(settings: Namespace) -> None:
-    """Prepares the splits before the model is built and trained: what is wrong with the data shows at once.
-
-    A split of whose batches the trainer takes none need not be there.
-    """
+    """Prepares all splits before the model is built and trained: what is wrong with the data shows at once."""
     parser = ArgumentParser()
     parser.add_class_arguments(CaptionDataModule, "data")
-    data = parser.instantiate(Namespace(data=settings.data)).data  # type: ignore[no-untyped-call]
-    unused = {split for split in ("val", "test") if settings.trainer.get(f"limit_{split}_batches") == 0}
-    data.prepare_splits([split for split in ("train", "val", "test") if split not in unused])
+    parser.instantiate(Namespace(data=settings)).data.prepare_data()  # type: ignore[no-untyped-call]
 
 
 def _quieten() -> None:

@@ -136,14 +136,10 @@ class CaptionDataModule(lightning.LightningDataModule):
     def prepare_data(self) -> None:
         """Build the stores of the stage, all of them without a trainer, and train the tokeniser if that is needed."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
-        self.prepare_splits(self._splits(stage))
-
-    def prepare_splits(self, splits: Sequence[str]) -> None:
-        """Build the stores of splits, and train the tokeniser if ``train`` is one and that is needed."""
-        for split in splits:
+        for split in self._splits(stage):
             bad_records = self.bad_records or default_policy(split)
             build_store(self.source, split, self._store_folder(split), bad_records, self.max_bad_fraction)
-        if "train" in splits and not self.tokenizer.is_ready and not self._tokenizer_file().is_file():
+        if stage in (None, "fit") and not self.tokenizer.is_ready and not self._tokenizer_file().is_file():
             self._train_tokenizer()
 
     def setup(self, stage: str | None = None) -> None:

@@ -257,6 +257,31 @@ def test_the_results_can_be_had_again(at_home, ccr):
     assert again == before
 
 
+@pytest.mark.parametrize("with_config_of_run", [False, True])
+def test_other_data(at_home, ccr, tiny_jsonl, tmp_path, with_config_of_run):
+    """A source in a configuration takes the place of the run's, of which nothing remains; the run stays as it is."""
+    arguments = tiny_jsonl(test=7, languages=("ja", "en"), folder="other")
+    source = {"class_path": "ccr_lightning.data.sources.jsonl.JsonLines", "init_args": arguments}
+    (tmp_path / "seven.yaml").write_text(json.dumps({"data": {"source": source}}))
+    before = (at_home / "results.json").read_bytes()
+    configs = [f"--config={at_home / 'config.yaml'}"] if with_config_of_run else []
+    status, _, errors = ccr("test", "--ckpt_path", at_home, *configs, "-c", tmp_path / "seven.yaml")
+    assert (status, errors) == (0, "")
+    assert (at_home / "results.json").read_bytes() == before
+    results = json.loads((at_home.parent / "drawn-seven" / "results.json").read_text())
+    assert list(results["languages"]) == ["ja", "en"]  # the new source's
+    assert results["languages"]["ja"]["image_to_text"]["queries"] == 7
+    shutil.rmtree(at_home.parent / "drawn-seven")
+
+
+def test_changes_to_the_configuration_of_a_run(at_home, ccr, tmp_path):
+    (tmp_path / "change.yaml").write_text("data: {languages: [ja, en], eval_batch_size: 3}")
+    status, _, errors = ccr("test", "--ckpt_path", at_home, "--config", tmp_path / "change.yaml", "--name", "changed")
+    assert (status, errors) == (0, "")
+    results = json.loads((at_home.parent / "changed" / "results.json").read_text())
+    assert list(results["languages"]) == ["ja", "en"]
+
+
 def test_validate(at_home, ccr):
     status, output, errors = ccr("validate", "--ckpt_path=runs/drawn")
     assert (status, errors) == (0, "")

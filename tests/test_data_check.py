@@ -1,5 +1,6 @@
 """``ccr data check`` against data whose every fault is known, because it was planted."""
 
+import base64
 import gzip
 import io
 import json
@@ -269,7 +270,14 @@ def test_a_split_that_cannot_be_read(clean, capsys, content, says):
 
 def test_blank_captions_and_images_without_any_of_a_published_file(tmp_path):
     rows = [("u/1.png", "eins"), ("u/1.png", "\u00a0"), ("u/2.png", " ")]
-    lines = [{"image_url": url, "caption_reference_description": text, "image_content": "YQ=="} for url, text in rows]
+    lines = [
+        {
+            "image_url": url,
+            "caption_reference_description": text,
+            "image_content": base64.b64encode(url.encode()).decode(),
+        }
+        for url, text in rows
+    ]
     write_split(tmp_path, "test_de", lines)
     report = check_source(WIT(str(tmp_path), languages=["de"]), ["test"], images=False)
     found = {finding.kind: finding for finding in report.findings}

@@ -136,7 +136,9 @@ def test_training_batches_hold_what_the_files_say(ready):
     source = {record.image_id: record for record in module.source.records("train")}
     names = module.image_names("train")
     seen = []
-    for batch in module.train_dataloader():
+    for raw in module.train_dataloader():
+        assert raw.images.dtype == torch.uint8
+        batch = module.normalize(raw)
         assert isinstance(batch, Batch)
         assert batch.languages == module.languages == ("en", "de", "ja")
         assert batch.images.shape == (4, 3, 24, 24)
@@ -212,8 +214,8 @@ def test_images_without_a_caption_in_the_languages_are_not_trained_on(tiny_jsonl
 def test_pictures_are_decoded_once_while_there_is_room(ready, monkeypatch, kept):
     monkeypatch.setattr("ccr_lightning.data.dataset._KEPT_BYTES", kept * 16 * 16 * 3)
     opened = []
-    original = dataset.decode_image
-    monkeypatch.setattr(dataset, "decode_image", lambda data, where: opened.append(where) or original(data, where))
+    original = dataset.EncodedPicture
+    monkeypatch.setattr(dataset, "EncodedPicture", lambda data, where: opened.append(where) or original(data, where))
     loader = ready(transform=ImageTransform(16, crop_scale=(1.0, 1.0)), batch_size=6).train_dataloader()
     by_row = {}
     for epoch in range(2):

@@ -1,6 +1,7 @@
 import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from ccr_lightning.data.sampler import SampleKey, ShardSampler, TrainBatchSampler, draw_languages
@@ -70,6 +71,37 @@ def test_without_reshuffling_epochs_are_alike():
     for epoch, start in ((2, 7), (3, 0)):
         resumed.set_epoch(epoch)
         assert list(resumed) == first[start:]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batches_by_length(world_size):
+    lengths = np.random.default_rng(0).integers(5, 90, 1003).astype(np.int32)
+    settings = {"seed": 3, "lengths": lengths}
+    alone = TrainBatchSampler(1003, 4 * world_size, **settings, length_window=25)
+    ranks = [TrainBatchSampler(1003, 4, **settings, rank=r, world_size=world_size, length_window=25) for r in (0, 1)]
+    by_chance = TrainBatchSampler(1003, 4 * world_size, seed=3)
+    for epoch in (0, 1):
+        for sampler in (alone, *ranks, by_chance):
+            sampler.set_epoch(epoch)
+        batches = rows(alone)
+        assert batches == rows(alone)
+        drawn = rows(by_chance)
+        assert len(batches) == len(drawn) == 1003 // (4 * world_size)
+        for begin in range(0, len(drawn), 25):  # each window has the images that it would have had
+            window, chance = batches[begin : begin + 25], drawn[begin : begin + 25]
+            assert sorted(itertools.chain(*window)) == sorted(itertools.chain(*chance))
+            spans = sorted((min(lengths[batch]), max(lengths[batch])) for batch in window)
+            assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(spans))
+        longest_first = [max(lengths[batch]) for batch in batches[:25]]
+        assert longest_first not in (sorted(longest_first), sorted(longest_first, reverse=True))
+        if world_size == 2:
+            joined = [list(itertools.chain(*shares)) for shares in zip(*map(rows, ranks), strict=True)]
+            assert joined == batches
+    padded = [len(batch) * max(lengths[batch]) / sum(lengths[batch]) for batch in batches]
+    assert np.mean(padded) < 1.2
+    resumed = TrainBatchSampler(1003, 4 * world_size, **settings, length_window=25, start=(1, 30))
+    resumed.set_epoch(1)
+    assert rows(resumed) == batches[30:]
 
 
 def test_keys():

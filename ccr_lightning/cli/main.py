@@ -42,8 +42,9 @@ settings (in the config file, or on the command line, which wins):
 
 _TRAINED = """\
   --ckpt_path PATH      a checkpoint, or the folder of a run (its best checkpoint is used); its config.yaml is read too
-  -c, --config PATH     the run's configuration, if it does not lie in the run's folder
-  --name NAME           results go to NAME/ beside the run (default: into the run's own folder)
+  -c, --config PATH     changes to the run's configuration, such as other data; the whole of it, if the run has none
+  --name NAME           results go to NAME/ beside the run (default: into the run's own folder; with a data.source that
+                        is not the run's, into RUN-CONFIG/ beside it)
   --runs_dir DIR        results go to DIR/NAME/
 """
 
@@ -84,8 +85,9 @@ writes runs/NAME/results.json, and results-reranked.json with --model.rerank_dep
 options:
 {_TRAINED}
 {_SETTINGS}
-example:
+examples:
   ccr test --ckpt_path runs/pretrain --model.rerank_depth 16 --trainer.devices 1   (re-ranking runs on one device)
+  ccr test --ckpt_path runs/pretrain --config xtd.yaml     (xtd.yaml names another data.source: see docs/data.md)
 """,
     "predict": f"""\
 usage: ccr predict --ckpt_path PATH [settings]
@@ -194,17 +196,9 @@ def _fill_in_run(args: list[str]) -> list[str]:
     run = path.parent.parent
     if len(path.parts) < 3 or ".." in path.parts:  # the name of the run is in none of them
         run = path.absolute().resolve().parent.parent
-    given = {arg.split("=", 1)[0] for arg in args}
-    if not given & {"-c", "--config"}:
-        if not (run / "config.yaml").is_file():
-            raise CCRError(
-                f"--ckpt_path {path}: there is no {run / 'config.yaml'}, which a run has; pass a checkpoint in the "
-                "folder of its run, or --config too."
-            )
-        place_of_run = {"--runs_dir": str(run.parent), "--name": run.name}  # which may have moved since
-        added = [part for name, value in place_of_run.items() if name not in given for part in (name, value)]
-        args[1:1] = ["--config", str(run / "config.yaml"), *added]
-    return args
+    from ccr_lightning.cli.run_config import add_run_config
+
+    return add_run_config(args, run)
 
 
 if __name__ == "__main__":

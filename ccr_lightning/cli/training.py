@@ -192,6 +192,9 @@ class TrainingCLI(LightningCLI):
             command = shlex.join(["ccr", "test", "--ckpt_path", str(self.folder.path)])
             _say(f"not tested: {part}; to test it: {command} --trainer.limit_test_batches 1.0")
             return
+        if "test" not in self.datamodule.source.splits:
+            _say(f"not tested: {self.datamodule.source.name} has no test split")
+            return
         if not self.folder.best.exists():
             _say("no validation ran, hence there is no best checkpoint: the last one is tested")
         self._score("test", self.folder.best if self.folder.best.exists() else self.folder.last)

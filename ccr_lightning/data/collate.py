@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ccr_lightning.data.dataset import CaptionSample, ImageSample, TrainSample
 from ccr_lightning.data.tokenizer import CaptionTokenizer
-from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
 
-def collate_training(samples: Sequence[TrainSample], transform: ImageTransform, tokenizer: CaptionTokenizer) -> Batch:
+def collate_training(samples: Sequence[TrainSample], tokenizer: CaptionTokenizer) -> Batch:
     """Return B training samples, all with the same K languages, as tensors.
 
     A missing caption is encoded as the empty text, so that its row has tokens to attend to, and is False in
@@ -24,7 +24,7 @@ def collate_training(samples: Sequence[TrainSample], transform: ImageTransform, 
     shape = (len(samples), len(languages))
     input_ids, attention_mask = tokenizer.encode([caption or "" for caption in captions])
     return Batch(
-        images=transform.normalize(np.stack([sample.pixels for sample in samples])),
+        images=_stacked(samples),
         image_ids=torch.tensor([sample.row for sample in samples]),
         input_ids=input_ids.view(*shape, -1),
         attention_mask=attention_mask.view(*shape, -1),
@@ -33,12 +33,17 @@ def collate_training(samples: Sequence[TrainSample], transform: ImageTransform, 
     )
 
 
-def collate_images(samples: Sequence[ImageSample], transform: ImageTransform) -> ImageBatch:
+def collate_images(samples: Sequence[ImageSample]) -> ImageBatch:
     """Return images for evaluation as tensors."""
     return ImageBatch(
-        images=transform.normalize(np.stack([sample.pixels for sample in samples])),
+        images=_stacked(samples),
         image_ids=torch.tensor([sample.row for sample in samples]),
     )
+
+
+def _stacked(samples: Sequence[TrainSample] | Sequence[ImageSample]) -> Tensor:
+    """``(B, 3, H, W)`` uint8; floats would be four times as large on their way to the device."""
+    return torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2)
 
 
 def collate_captions(samples: Sequence[CaptionSample], tokenizer: CaptionTokenizer) -> CaptionBatch:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -27,12 +27,15 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
+_Batch = TypeVar("_Batch", Batch, ImageBatch, CaptionBatch)
+
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
 class CaptionDataModule(lightning.LightningDataModule):
     """Loads the captioned images of a source for training and retrieval evaluation.
 
+    Loaders yield images as bytes, which a trainer normalises on the device (:meth:`normalize` does it elsewhere).
     Training batches are :class:`~ccr_lightning.types.Batch`. Validation, test and prediction have two loaders: first
     the images, each once (:class:`~ccr_lightning.types.ImageBatch`), then the captions, sorted by language
     (:class:`~ccr_lightning.types.CaptionBatch`); with several devices each has its share, nothing is repeated. Image
@@ -57,6 +60,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         eval_batch_size: Images, or captions, per device in evaluation.
         languages_per_step: Languages of each training step, drawn at random; by default all.
         required_languages: Languages that are always among those drawn.
+        length_window: Batches whose images are sorted by the length of their captions before they are cut into batches
+            again: some tens spare padding, and make the captions that an image is compared with alike in length; 1
+            leaves batches to chance.
         num_workers: Processes that load batches; 0 loads them in the training process.
         seed: Seed of order, augmentation and draws.
         bad_records: What to do with a record that cannot be parsed or whose image cannot be decoded: ``error`` stops,
@@ -80,6 +86,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         eval_batch_size: int = 256,
         languages_per_step: int | None = None,
         required_languages: Sequence[str] = (),
+        length_window: int = 1,
         num_workers: int = 0,
         seed: int = 0,
         bad_records: BadRecords | None = None,
@@ -93,6 +100,8 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError(
                 f"eval_batch_size is {eval_batch_size} and num_workers {num_workers}; give at least 1 and at least 0."
             )
+        if length_window < 1:
+            raise CCRError(f"length_window is {length_window}; give a number of batches, 1 for no sorting.")
         if not 0 <= max_bad_fraction <= 1:
             raise CCRError(f"max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to evaluate
@@ -103,6 +112,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.languages_per_step = languages_per_step
         self.required_languages = tuple(required_languages)
+        self.length_window = length_window
         self.num_workers = num_workers
         self.seed = seed
         self.bad_records = bad_records
@@ -168,8 +178,10 @@ class CaptionDataModule(lightning.LightningDataModule):
             world_size,
             start=self._start(),
             reshuffle=not getattr(self.trainer, "overfit_batches", 0),
+            lengths=samples.text_lengths() if self.length_window > 1 else None,
+            length_window=self.length_window,
         )
-        collate = partial(collate_training, transform=self.transform, tokenizer=self._ready_tokenizer())
+        collate = partial(collate_training, tokenizer=self._ready_tokenizer())
         return _ResumableLoader(
             samples,
             batch_sampler=batches,
@@ -190,6 +202,16 @@ class CaptionDataModule(lightning.LightningDataModule):
         """Return the loaders of test images and captions."""
         return self._eval_loaders("test")
 
+    def on_after_batch_transfer(self, batch: _Batch, dataloader_idx: int) -> _Batch:
+        """Normalise the images, which travel to the device as bytes."""
+        return self.normalize(batch)
+
+    def normalize(self, batch: _Batch) -> _Batch:
+        """Return a batch of a loader as the model expects it, its images normalised; a trainer does this itself."""
+        if isinstance(batch, CaptionBatch):
+            return batch
+        return batch._replace(images=self.transform.normalize(batch.images))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the tokeniser, as plain types, and how many images all devices together take at a step."""
         return {"tokenizer": self.tokenizer.to_dict(), "global_batch": self._global_batch()}
@@ -200,8 +222,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._saved_global_batch = state_dict.get("global_batch")  # None in checkpoints of earlier versions
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
-        if stage is None:
-            return ("train", "val", "test")
+        if stage is None:  # of a source of a test split only, say, all there is
+            return tuple(split for split in ("train", "val", "test") if split in self.source.splits)
         if stage == "fit" and self.trainer is not None and not self.trainer.limit_val_batches:
             return ("train",)
         return _SPLITS[stage]
@@ -292,7 +314,7 @@ class CaptionDataModule(lightning.LightningDataModule):
     def _eval_loaders(self, split: str) -> list[DataLoader[Any]]:
         store = self._store(split)
         return [
-            self._eval_loader(ImageSamples(store, self.transform), partial(collate_images, transform=self.transform)),
+            self._eval_loader(ImageSamples(store, self.transform), collate_images),
             self._eval_loader(
                 CaptionSamples(store, self.languages), partial(collate_captions, tokenizer=self._ready_tokenizer())
             ),

@@ -9,14 +9,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ccr_lightning.data.images import decode_image
+from ccr_lightning.data.pixels import EncodedPicture, Pixels
 from ccr_lightning.data.sampler import SampleKey, draw_languages
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.store import Store
 from ccr_lightning.data.transforms import ImageTransform
 
 _KEPT_BYTES = 64 * 2**20  # of pictures, in each process that loads batches
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class TrainSample(NamedTuple):
@@ -89,11 +88,16 @@ class TrainSamples(Dataset[TrainSample]):
         captions = [self._choose(available.get(language), row, epoch, language) for language in languages]
         return TrainSample(self._pixels(row, epoch), row, captions, languages)
 
+    def text_lengths(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Return how long the captions of each sample are on average, in bytes."""
+        lengths: np.ndarray[Any, np.dtype[np.int32]] = self.store.text_lengths()[self.rows]
+        return lengths
+
     def _pixels(self, row: int, epoch: int) -> Pixels:
         if row in self._kept:
             return self._kept[row]
-        image = decode_image(self.store.image(row), self.store.where(row))
-        pixels = self.transform.train(image, derived_seed("image", self.seed, epoch, row))
+        picture = EncodedPicture(self.store.image(row), self.store.where(row))
+        pixels = self.transform.train(picture, derived_seed("image", self.seed, epoch, row))
         if self.transform.is_fixed and len(self._kept) * pixels.nbytes < _KEPT_BYTES:
             self._kept[row] = pixels  # decoding small pictures anew takes longer than all the rest
         return pixels

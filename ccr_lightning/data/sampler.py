@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -26,7 +26,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     """Shuffled batches of training images, an equal number on each rank, the incomplete last ones dropped.
 
     The order is a function of the seed and the epoch. The batches of all ranks at a step are together the batch that
-    one process with ``world_size`` times the batch size would draw.
+    one process with ``world_size`` times the batch size would draw. Each image is in an epoch once, so that two
+    captions of one image are never negatives of each other.
+
+    With ``lengths``, images whose captions are about as long come into one batch, so that little padding is computed:
+    of ``length_window`` batches the images are drawn, sorted by length, cut into batches, and these are shuffled.
 
     Args:
         size: Number of images.
@@ -36,6 +40,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         world_size: Number of processes.
         start: Epoch and batch at which an interrupted run goes on; other epochs start at batch 0.
         reshuffle: Whether each epoch has an order of its own; without it all repeat epoch 0.
+        lengths: ``(size,)``, how long the captions of each image are, in any unit.
+        length_window: Number of batches, of all ranks together, that are sorted at a time; 1 sorts none.
 
     Raises:
         CCRError: There are too few images for one batch on each rank.
@@ -58,6 +64,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         world_size: int = 1,
         start: tuple[int, int] = (0, 0),
         reshuffle: bool = True,
+        lengths: np.ndarray[Any, np.dtype[np.int32]] | None = None,
+        length_window: int = 1,
     ) -> None:
         if size < batch_size * world_size:
             raise CCRError(
@@ -71,6 +79,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.world_size = world_size
         self.start = start
         self.reshuffle = reshuffle
+        self.lengths = lengths
+        self.length_window = length_window
         self.epoch = 0
 
     @property
@@ -88,10 +98,24 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         first = self.start[1] if self.epoch == self.start[0] else 0
         epoch = self.epoch if self.reshuffle else 0
-        order = np.random.default_rng(derived_seed("order", self.seed, epoch)).permutation(self.size)
+        order = self._order(epoch)
         for step in range(first, len(self)):
             begin = (step * self.world_size + self.rank) * self.batch_size
             yield [SampleKey(int(position), epoch, step) for position in order[begin : begin + self.batch_size]]
+
+    def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        rng = np.random.default_rng(derived_seed("order", self.seed, epoch))
+        order = rng.permutation(self.size)
+        if self.lengths is None or self.length_window == 1:
+            return order
+        of_all = self.batch_size * self.world_size
+        batches = order[: len(self) * of_all].reshape(-1, of_all)
+        for begin in range(0, len(batches), self.length_window):
+            window = batches[begin : begin + self.length_window]
+            drawn = window.ravel()
+            by_length = drawn[np.argsort(self.lengths[drawn], kind="stable")].reshape(window.shape)
+            window[:] = rng.permuted(by_length[rng.permutation(len(window))], axis=1)
+        return batches.ravel()
 
 
 class ShardSampler(Sampler[int]):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ccr_lightning.data.pixels import EncodedPicture, Pixels
 from ccr_lightning.errors import CCRError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -35,12 +38,15 @@ class ImageTransform:
         std: Standard deviation of each colour channel, CLIP's by default.
 
     Example:
+        >>> import io
         >>> transform = ImageTransform(image_size=32)
-        >>> picture = Image.new("RGB", (64, 48), "red")
-        >>> pixels = transform.train(picture, seed=0)
+        >>> picture, buffer = Image.new("RGB", (64, 48), "red"), io.BytesIO()
+        >>> picture.save(buffer, "PNG")
+        >>> pixels = transform.train(EncodedPicture(buffer.getvalue(), "an example"), seed=0)
         >>> pixels.shape, pixels.dtype
         ((32, 32, 3), dtype('uint8'))
-        >>> transform.normalize(np.stack([pixels, transform.evaluate(picture)])).shape
+        >>> images = torch.from_numpy(np.stack([pixels, transform.evaluate(picture)]))
+        >>> transform.normalize(images.permute(0, 3, 1, 2)).shape
         torch.Size([2, 3, 32, 32])
     """
 
@@ -72,43 +78,64 @@ class ImageTransform:
         """Whether training pictures are not augmented: they look alike in every epoch."""
         return self.crop_scale == (1.0, 1.0) and not self.horizontal_flip and self._rand_augment is None
 
-    def train(self, image: Image.Image, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return the augmented ``(H, W, 3)`` pixels of an RGB picture, a function of the picture and the seed."""
-        rng = random.Random(seed)
-        if self.crop_scale != (1.0, 1.0):
-            image = image.resize(
-                (self.image_size, self.image_size),
-                Image.Resampling.BICUBIC,
-                _crop_box(*image.size, self.crop_scale, rng),
-            )
-        if self.horizontal_flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self._rand_augment is not None:
-            image = _with_torch_seed(self._rand_augment, image, rng.getrandbits(63))
-        return self.evaluate(image)
+    def train(self, picture: EncodedPicture, seed: int) -> Pixels:
+        """Return the augmented ``(S, S, 3)`` pixels of a picture, a function of the picture and the seed.
 
-    def evaluate(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return the ``(H, W, 3)`` pixels of an RGB picture, resized to the square (bicubic)."""
+        It is faster than :meth:`evaluate` and differs a little: crops have whole pixels, JPEGs are decoded at a half, a
+        quarter or an eighth of their size where the crop remains larger than the result, and torch resizes (bicubic
+        with antialias), which differs from Pillow by 1 of 255 in some pixels.
+        """
+        rng = random.Random(seed)
+        width, height = picture.size
+        left, top, right, bottom = box = 0, 0, width, height
+        if self.crop_scale != (1.0, 1.0):
+            left, top, right, bottom = box = _crop_box(width, height, self.crop_scale, rng)
+        size = self.image_size
+        pixels = picture.pixels((math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))))
+        if box != (0, 0, width, height):
+            x, y = pixels.shape[1] / width, pixels.shape[0] / height
+            pixels = pixels[round(top * y) : round(bottom * y), round(left * x) : round(right * x)]
+        pixels = _resize(pixels, size)
+        if self.horizontal_flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if self._rand_augment is not None:
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            pixels = np.asarray(_with_torch_seed(self._rand_augment, image, rng.getrandbits(63)))
+        return pixels
+
+    def evaluate(self, image: Image.Image) -> Pixels:
+        """Return the ``(S, S, 3)`` pixels of an RGB picture, resized to the square by Pillow (bicubic)."""
         if image.size != (self.image_size, self.image_size):
             image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         return np.asarray(image)
 
-    def normalize(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-        """Return ``(B, H, W, 3)`` pixels as ``(B, 3, H, W)`` floats with the mean taken off, over the deviation."""
-        channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        return channels_first.float().mul_(self._scale).add_(self._shift)
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return ``(B, 3, H, W)`` pixels as floats with the mean taken off, over the deviation."""
+        normalized = torch.empty(images.shape, device=images.device).copy_(images)
+        return normalized.mul_(self._scale.to(images.device)).add_(self._shift.to(images.device))
 
 
-def _crop_box(width: int, height: int, scale: Sequence[float], rng: random.Random) -> tuple[float, float, float, float]:
+def _resize(pixels: Pixels, size: int) -> Pixels:
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
+        channels_first = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(channels_first, (size, size), mode="bicubic", antialias=True)
+    result: Pixels = resized[0].permute(1, 2, 0).numpy()
+    return result
+
+
+def _crop_box(width: int, height: int, scale: Sequence[float], rng: random.Random) -> tuple[int, int, int, int]:
     """Draw a box of a share of the area and an aspect ratio from 3/4 to 4/3, log-uniform; at last the whole picture."""
     for _ in range(10):
         area = width * height * rng.uniform(scale[0], scale[1])
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        if w <= width and h <= height:
-            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
             return left, top, left + w, top + h
-    return 0.0, 0.0, float(width), float(height)
+    return 0, 0, width, height
 
 
 def _rand_augment() -> Any:

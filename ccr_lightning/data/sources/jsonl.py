@@ -19,7 +19,7 @@ from ccr_lightning.data.sources.reading import (
     read_lines,
 )
 from ccr_lightning.errors import CCRError
-from ccr_lightning.types import ImageCaptions
+from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 _KEYS = {"image", "image_id", "captions"}
 _CAPTION_KEYS = {"text", "translated_by", "translated_on"}
@@ -210,16 +210,18 @@ def _captions(by_language: Any, machine_translations: bool, where: str) -> dict[
                 f"{where}: the captions in {language!r} are {texts!r}; give one or a list, or leave the language out."
             )
         read = [_text(text, language, where) for text in texts]
-        chosen = tuple(text for text, is_translated in read if machine_translations or not is_translated)
+        chosen = tuple(text for text in read if machine_translations or not isinstance(text, MachineTranslation))
         if chosen:
             captions[language] = chosen
     return captions
 
 
-def _text(caption: Any, language: str, where: str) -> tuple[str, bool]:
-    """The text of a caption, and whether a machine translated it."""
-    is_translated = isinstance(caption, dict) and set(caption) == _CAPTION_KEYS
-    text = caption["text"] if is_translated else caption
+def _text(caption: Any, language: str, where: str) -> str:
+    origin = {}
+    text = caption
+    if isinstance(caption, dict) and set(caption) == _CAPTION_KEYS:
+        origin = {key: str(value) for key, value in caption.items() if key != "text"}
+        text = caption["text"]
     if not isinstance(text, str):
         raise RecordFault(
             f"{where}: a caption in {language!r} is {text!r}; write a text, or an object of "
@@ -227,4 +229,4 @@ def _text(caption: Any, language: str, where: str) -> tuple[str, bool]:
         )
     if is_blank(text):
         raise RecordFault(f"{where}: a caption in {language!r} is {text!r}; write it or remove it.", "blank caption")
-    return text, is_translated
+    return MachineTranslation(text, **origin) if origin else text

@@ -1,0 +1,113 @@
+"""The group ``ccr data``, and ``ccr data build``."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ccr_lightning.cli.data import ACTIONS
+from ccr_lightning.cli.main import main
+from ccr_lightning.data.sources.jsonl import JsonLines
+from ccr_lightning.data.store import open_store, store_folder
+
+
+@pytest.fixture
+def config(tiny_jsonl, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ccr"])
+    monkeypatch.setenv("CCR_CACHE_DIR", str(tmp_path / "default"))
+    arguments = tiny_jsonl(train=5, val=3, test=4)
+    source = {"class_path": "ccr_lightning.data.sources.jsonl.JsonLines", "init_args": arguments}
+    path = tmp_path / "data.yaml"
+    path.write_text(json.dumps({"data": {"source": source, "batch_size": 3}, "trainer": {"max_epochs": 1}}))
+    return path, JsonLines(**arguments)
+
+
+def test_help_of_the_group_and_of_each_action(capsys):
+    assert main(["data"]) == main(["data", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("usage: ccr data ACTION") == 2
+    for action in ACTIONS:
+        assert f"\n  {action} " in text
+        assert main(["data", action]) == main(["data", action, "x", "--help"]) == 0
+        assert capsys.readouterr().out.count(f"usage: ccr data {action} CONFIG|PATH") == 2
+
+
+def test_looking_at_data_loads_no_torch(config):
+    code = (
+        "import sys\nfrom ccr_lightning.cli.main import main\n"
+        f"assert main(['data', 'check', {str(config[0])!r}]) == 0\n"
+        f"assert main(['data', 'translate', '--help']) == 0\n"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["chekc"], "'data chekc' is not a command: did you mean 'check'?"),
+        (["x"], "run 'ccr data --help' for the list"),
+    ],
+)
+def test_unknown_actions(arguments, says, capsys):
+    assert main(["data", *arguments]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_build(config, capsys, tmp_path):
+    path, source = config
+    assert main(["data", "build", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line, (split, images) in zip(lines, (("train", 5), ("val", 3), ("test", 4)), strict=True):
+        folder = store_folder(source, split, tmp_path / "default")
+        assert line == f"{split}: {images} images, {3 * images} captions, 0 MB in {folder}"
+        assert len(open_store(folder)) == images
+    assert main(["data", "build", str(path), "--split", "val", "--cache_dir", str(tmp_path / "other")]) == 0
+    assert [name.name for name in (tmp_path / "other").iterdir() if name.name[0] != "."] == [
+        store_folder(source, "val", tmp_path / "other").name
+    ]
+
+
+def test_training_finds_the_store_that_was_built_ahead(config, tmp_path, tiny_config, capsys):
+    path, source = config
+    assert main(["data", "build", str(path)]) == 0
+    built = store_folder(source, "train", tmp_path / "default")
+    before = (built / "manifest.json").stat().st_mtime_ns
+    whole = tiny_config(json.loads(path.read_text())["data"]["source"]["init_args"], tmp_path / "default")
+    whole["trainer"] |= {"max_epochs": 1, "limit_val_batches": 0}
+    whole["data"]["batch_size"] = 4
+    (tmp_path / "fit.yaml").write_text(json.dumps(whole))
+    assert main(["fit", "--config", str(tmp_path / "fit.yaml"), "--runs_dir", str(tmp_path / "runs")]) == 0
+    assert (built / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 1, "train.jsonl:2: not valid JSON"),  # one of 5 is more than 1 %
+        (["--max_bad_fraction", "0.3"], 0, "left out of jsonl/train: 1 of 5 records, 0 blank captions; see "),
+        (["--max_bad_fraction", "0.3", "--bad_records", "error"], 1, "train.jsonl:2: not valid JSON"),
+        (["--data.max_bad_fraction", "0.3"], 0, "left out of jsonl/train: 1 of 5 records"),
+        (["--bad_records", "sometimes"], 1, "invalid choice: 'sometimes'"),
+        (["--split", "dev"], 1, "jsonl has no split 'dev', only train, val, test"),
+    ],
+)
+def test_bad_records(config, capsys, arguments, status, says):
+    path, source = config
+    train = Path(source.files["train"])
+    lines = train.read_text().split("\n")
+    train.write_text("\n".join([lines[0], "{", *lines[2:]]))
+    assert main(["data", "build", str(path), *arguments]) == status
+    assert says in capsys.readouterr().err
+
+
+def test_bad_records_of_evaluation_stop(config, capsys):
+    path, source = config
+    with open(source.files["test"], "a") as file:
+        file.write("{\n")
+    assert main(["data", "build", str(path), "--max_bad_fraction", "0.5"]) == 1
+    assert "test.jsonl:5: not valid JSON" in capsys.readouterr().err
+    assert main(["data", "build", str(path), "--max_bad_fraction", "0.5", "--bad_records", "skip"]) == 0

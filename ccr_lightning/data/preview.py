@@ -301,11 +301,7 @@ def _page(source: Source, previews: Sequence[SplitPreview], sections: Sequence[s
         f'<li><a href="#split-{number}" dir="auto">{_text(preview.split)}</a> {preview.images:,}</li>'
         for number, preview in enumerate(previews, 1)
     )
-    parallel = (
-        "The languages describe the same images."
-        if source.parallel
-        else "The languages do not all describe the same images."
-    )
+    parallel = "The languages are parallel." if source.parallel else "The languages are not parallel."
     body = "\n".join(sections)
     return f"""\
 <!DOCTYPE html>

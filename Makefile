@@ -15,6 +15,6 @@ types:  ## mypy, strict
 	$(PYTHON) -m mypy
 
 test:  ## default tests: CPU, offline, minutes
-	$(PYTHON) -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --dist loadfile
 
 check: lint types test  ## all of the above, changing nothing

@@ -115,6 +115,7 @@ def main() -> None:
         _print_worker(count, args.folder, args.samples)
     for size in SIZES:
         _print_rates(size, args.folder)
+    _print_padding(open_store(args.folder / "640x480"), _tokenizer(args.folder))
 
 
 def _build(count: int, folder: Path) -> None:
@@ -197,6 +198,20 @@ def _print_rates(size: tuple[int, int], folder: Path) -> None:
     for one, other in (("store, normalised", "base64 lines"), ("store", "bare decoding")):
         ratios = [b / a for a, b in zip(seconds[one][1:], seconds[other][1:], strict=True)]
         print(f"{name}, {one} to {other}: {statistics.median(ratios):.2f}")
+
+
+def _print_padding(store: Store, tokenizer: CaptionTokenizer) -> None:
+    """The share of padding among the tokens of an epoch's batches, drawn by chance and by length."""
+    for window in (1, 50):
+        samples = TrainSamples(store, ImageTransform(), LANGUAGES, None, (), seed=0)
+        sampler = TrainBatchSampler(len(samples), BATCH, seed=0, lengths=samples.text_lengths(), length_window=window)
+        tokens = padding = 0
+        for keys in sampler:
+            texts = [text for key in keys for texts in store.captions(key.position).values() for text in texts]
+            mask = tokenizer.encode(texts)[1]
+            tokens += mask.numel()
+            padding += int((~mask).sum())
+        print(f"length_window {window}: {100 * padding / tokens:.0f} % of the tokens are padding")
 
 
 def _decode(data: bytes) -> Image.Image:

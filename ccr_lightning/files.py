@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,3 +51,9 @@ def atomic_write(path: Path, what: str, advice: str = "free some space or choose
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

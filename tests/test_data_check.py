@@ -207,6 +207,19 @@ def test_images_of_other_data(clean, capsys, tmp_path_factory):
     ]
 
 
+def test_other_data_that_cannot_be_read_are_no_reassurance(clean, capsys, tmp_path_factory):
+    root, _ = clean
+    other = tmp_path_factory.mktemp("other")
+    (other / "same.png").write_bytes(picture(11))
+    write_split(other, "train", [line(image="same.png"), *(line(image=f"{n}.png", image_id=n) for n in range(7)), b"{"])
+    status, found = findings(capsys, root, "--against", other)
+    assert status == 1
+    assert found["test", "image in two places"]["count"] == 1
+    not_compared = found[f"{other}, train", "not compared"]
+    assert (not_compared["count"], len(not_compared["places"])) == (8, 5)
+    assert not_compared["places"][0].startswith(f"{other}/train.jsonl:2: cannot read the image {other}/0.png")
+
+
 @pytest.mark.parametrize(("split", "status"), [("test", 1), ("train", 0)])
 def test_a_picture_under_two_ids(clean, capsys, split, status):
     root, splits = clean
@@ -253,8 +266,9 @@ def test_a_language_that_a_split_lacks(clean, capsys):
         (b"", "the file is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"),
         (b"PK\x03\x04", "zip archive"),
-        (gzip.compress(json.dumps(line()).encode())[:-9], "cannot be read"),
+        (gzip.compress(json.dumps(line()).encode(), mtime=0)[:-9], "cannot be read"),
     ],
+    ids=["empty", "pointer", "zip", "truncated gzip"],
 )
 def test_a_split_that_cannot_be_read(clean, capsys, content, says):
     root, _ = clean

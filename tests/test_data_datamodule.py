@@ -652,3 +652,75 @@ def test_a_config_file_builds_it(tiny_jsonl, tmp_path):
             parser.parse_object({"data": {**config, "source": wrong}})
     with pytest.raises(Exception, match="does not accept option 'batchsize'"):
         parser.parse_object({"data": {**config, "batchsize": 3}})
+
+
+def spoil(arguments, split, number):
+    """Break the record of a line."""
+    path = arguments["files"][split]
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    lines[number] = "{"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+
+
+def test_training_leaves_bad_records_out(tiny_jsonl, data, capsys):
+    arguments = tiny_jsonl(train=18, folder="bad")
+    spoil(arguments, "train", 4)
+    module = data(source=JsonLines(**arguments), max_bad_fraction=0.06)
+    trainer(max_epochs=2).fit(watcher := Watcher(), datamodule=module)
+    assert "left out of jsonl/train: 1 of 18 records, 0 blank captions" in capsys.readouterr().err
+    assert module.image_names("train") == [str(number) for number in range(18) if number != 4]
+    assert {row for _, _, rows, *_ in watcher.seen for row in rows} <= set(range(17))
+    assert module.left_out("train") == {"bad_records": 1, "blank_captions": 0}
+
+
+@pytest.mark.parametrize(
+    ("split", "settings", "says"),
+    [
+        ("train", {}, r"train\.jsonl:3: not valid JSON .*one of 1 bad records of 18, more than the 1 % that"),
+        ("train", {"bad_records": "error", "max_bad_fraction": 1}, r"train\.jsonl:3: not valid JSON"),
+        ("val", {"max_bad_fraction": 1}, r"val\.jsonl:3: not valid JSON"),
+        (
+            "val",
+            {"bad_records": "skip"},
+            r"val\.jsonl:3: not valid JSON .*one of 1 bad records of 6, more than the 1 %",
+        ),
+        ("val", {"bad_records": "skip", "max_bad_fraction": 1}, None),
+    ],
+)
+def test_bad_records_stop_the_run(tiny_jsonl, data, split, settings, says):
+    arguments = tiny_jsonl(train=18, val=6, folder="bad")
+    spoil(arguments, split, 2)
+    module = data(source=JsonLines(**arguments), **settings)
+    if says is None:
+        module.prepare_data()
+        assert module.left_out("val")["bad_records"] == 1
+        return
+    with pytest.raises(CCRError, match=says):
+        module.prepare_data()
+
+
+def test_a_store_that_lacks_records_is_not_used_for_exact_numbers(tiny_jsonl, data):
+    arguments = tiny_jsonl(train=18, val=6, folder="bad")
+    spoil(arguments, "val", 2)
+    data(source=JsonLines(**arguments), bad_records="skip", max_bad_fraction=1).prepare_data()
+    with pytest.raises(CCRError, match=r"built without 1 bad records \(the first: .*val\.jsonl:3: not valid JSON"):
+        data(source=JsonLines(**arguments), max_bad_fraction=1).prepare_data()
+
+
+def test_batches_by_caption_length(tiny_jsonl, ready, tmp_path):
+    arguments = tiny_jsonl(train=40, folder="long", languages=("en",))
+    path = tmp_path / "long" / "train.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["captions"] = {"en": " ".join(["word"] * (1 + number * 7 % 30))}
+    path.write_text("\n".join(map(json.dumps, lines)))
+    padding = {}
+    for window in (1, 10):
+        loader = ready(source=JsonLines(**arguments), languages=["en"], length_window=window).train_dataloader()
+        masks = [batch.attention_mask for batch in loader]
+        padding[window] = 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
+    assert padding[10] < 0.1 < 0.3 < padding[1]
+    with pytest.raises(CCRError, match="length_window is 0"):
+        ready(length_window=0)

@@ -23,7 +23,7 @@ from ccr_lightning.data.sources import openmoji, xm3600
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
-from ccr_lightning.types import ImageCaptions
+from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 EVIL = """<script>alert("1")</script>'"--><b>&amp;"""
 
@@ -194,6 +194,13 @@ def test_missing_and_blank_captions_are_marked(show):
     assert captions(second) == {"en": ("a dog",), "de": None}
     assert text_of(second.find("p[@class='blank']")) == "2 blank captions left out: de.txt:1 (de), de.txt:2 (de)"
     assert text_of(page.find(".//p[@class='counts']")).endswith("2 blank captions left out")
+
+
+def test_machine_translations_are_marked(show):
+    german = MachineTranslation("ein Hund", "m2m100 & co", "2026-11-25")
+    page = show(Records(train=[record(captions={"en": ("a dog",), "de": (german, "zwei")})]))
+    marks = [text_of(dd) for dd in cards(page)[0].iter("dd")]
+    assert marks == ["a dog", "ein Hund", "translated by m2m100 & co", "zwei"]
 
 
 def test_a_record_without_any_caption_is_shown(show):

@@ -260,6 +260,42 @@ def test_wit_with_images_in_its_lines(wit):
     assert found(WIT(str(wit), languages=["en"])) == {"u/1.jpg": {"en": ("a tower", "the tower")}}
 
 
+def test_wit_with_the_public_pixel_files(wit):
+    """Many files of three columns, of which gzip is one; the first image of a URL counts."""
+    other = base64.b64encode(b"another picture").decode()
+    pixels = wit / "pixels"
+    write(pixels / "test_image_pixels_part-00000.csv.gz", lines(f"u/1.jpg\t{PICTURE}\thttps://meta/1", "u/8.jpg\t\t"))
+    write(pixels / "test_image_pixels_part-00001.csv", lines(f"u/2.png\t{PICTURE}\tm", f"u/1.jpg\t{other}\tm"))
+    write(pixels / "more.tsv.gz", lines(f"u/3.jpg\t{PICTURE}"))
+    write(pixels / "readme.txt", "no images")
+    files = [str(pixels / name) for name in ("test_image_pixels_part-00000.csv", "test_image_pixels_part-00001.csv")]
+    english = {"u/1.jpg": {"en": ("a tower", "a tower", "the tower")}, "u/2.png": {"en": ("a\nbridge",)}}
+    assert found(WIT(str(wit), images=files, languages=["en"])) == english
+    of_folder = WIT(str(wit), images=str(pixels), languages=["en", "el"])
+    assert found(of_folder) == {
+        "u/1.jpg": english["u/1.jpg"],
+        "u/2.png": {"en": ("a\nbridge",), "el": ("γέφυρα",)},
+        "u/3.jpg": {},
+    }
+    before = of_folder.fingerprint("test")
+    write(pixels / "one_more.csv", lines(f"u/9.jpg\t{PICTURE}"))
+    assert of_folder.fingerprint("test") != before
+
+
+def test_wit_reports_each_missing_image(wit):
+    write(wit / "images.tsv", lines(f"u/1.jpg\t{PICTURE}\tm"))
+    (wit / "empty").mkdir()
+    faults = []
+    source = WIT(str(wit), images=str(wit / "images.tsv"), languages=["en", "el"])
+    assert [record.image_id for record in source.records("test", faults.append)] == ["u/1.jpg"]
+    assert [fault.kind for fault in faults] == ["missing image"] * 2
+    assert "test_en.jsonl:2: the image 'u/2.png' has no line for it in " in str(faults[0])
+    with pytest.raises(CCRError, match=r"no files \*\.csv or \*\.tsv in it"):
+        WIT(str(wit), images=str(wit / "empty"), languages=["en"]).fingerprint("test")
+    with pytest.raises(CCRError, match="images is empty"):
+        WIT(str(wit), images=[])
+
+
 def test_wit_errors(wit):
     settings = {"annotations": str(wit), "images": str(wit / "images.tsv")}
     with pytest.raises(CCRError, match=r"'test' is there in el, en, not in 'ja'; leave it out"):
@@ -421,3 +457,17 @@ def test_cclm_json(tmp_path):
         write(tmp_path / "test_2016_flickr.cs.json", json.dumps(content))
         with pytest.raises(CCRError, match=message):
             next(CclmJson(str(tmp_path), root, ["cs"], **settings).records("test"))
+
+
+def test_cclm_json_whose_names_differ_by_language(tmp_path):
+    """As CCLM names its files of COCO."""
+    for name, caption in (("en.1k_test", "a dog"), ("zh.test", "狗"), ("en.train", "a cat"), ("zh.train", "猫")):
+        write(tmp_path / f"{name}.json", json.dumps([{"caption": caption, "image": "1.jpg"}]))
+    root = images(tmp_path / "images", "1.jpg")
+    splits = {"train": "train", "test": {"en": "1k_test", "zh": "test"}}
+    source = CclmJson(str(tmp_path), root, ["en", "zh"], splits=splits)
+    assert source.splits == ("train", "test")
+    assert found(source, "test") == {"1.jpg": {"en": ("a dog",), "zh": ("狗",)}}
+    assert found(source, "train") == {"1.jpg": {"en": ("a cat",), "zh": ("猫",)}}
+    with pytest.raises(CCRError, match=r"splits names test in en, zh, not in 'ja'; add it there or leave 'ja' out"):
+        next(CclmJson(str(tmp_path), root, ["en", "ja"], splits=splits).records("test"))

@@ -384,7 +384,7 @@ before = set(sys.modules)
 from ccr_lightning import MeanRankVariance, RecallAtK, mean_rank_variance
 import ccr_lightning.evaluation.results
 document = ccr_lightning.evaluation.results.results_document(
-    {}, dataset="d", split="test", rerank_depth=0, checkpoint=None, seed=0
+    {}, dataset="d", split="test", rerank_depth=0, checkpoint=None, seed=0, left_out={}
 )
 assert document["versions"]["lightning"] and document["versions"]["timm"], document
 new = set(sys.modules) - before

@@ -28,7 +28,8 @@ DATA = {  # direction to language index to (image id, rank); German has no capti
     },
 }
 GALLERY = {"image_to_text": {0: 3, 2: 4, 3: 2}, "text_to_image": {0: 3, 2: 3, 3: 2}}
-MADE_WITH = {"dataset": "demo", "split": "test", "rerank_depth": 0, "checkpoint": None, "seed": 7}
+LEFT_OUT = {"bad_records": 0, "blank_captions": 2}
+MADE_WITH = {"dataset": "demo", "split": "test", "rerank_depth": 0, "checkpoint": None, "seed": 7, "left_out": LEFT_OUT}
 
 
 def ranks(only=(0, 2, 3)):
@@ -141,10 +142,11 @@ def test_document(tmp_path):
     )
     assert json.loads(json.dumps(document)) == document  # Python numbers throughout
     assert list(document) == [
-        *("dataset", "split", "ranking", "rerank_depth", "rerank_by", "checkpoint", "seed", "versions"),
+        *("dataset", "split", "left_out", "ranking", "rerank_depth", "rerank_by", "checkpoint", "seed", "versions"),
         *("languages", "mean_recalls", "mean_recall", "mrv", "mrsd"),
     ]
     assert {key: document[key] for key in scores} == scores
+    assert document["left_out"] == LEFT_OUT
     assert document["checkpoint"] == {"path": str(checkpoint), "sha256": hashlib.sha256(b"weights").hexdigest()}
     assert [document[key] for key in ("ranking", "rerank_depth", "rerank_by", "seed")] == [
         "re-ranked",

@@ -6,12 +6,13 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.evaluation.results import results_document, write_results
 from ccr_lightning.evaluation.table import print_results
 from ccr_lightning.files import atomic_write
@@ -31,15 +32,18 @@ def write_config(path: Path, text: str) -> None:
         file.write((header + text).encode())
 
 
-def write_scores(folder: Path, model: RetrievalModule, dataset: str, split: str, checkpoint: Path) -> None:
+def write_scores(
+    folder: Path, model: RetrievalModule, data: CaptionDataModule, split: Literal["val", "test"], checkpoint: Path
+) -> None:
     """Writes and prints what the model scored on a split, and what it scored after re-ranking if it did.
 
     Raises:
         CCRError: If a file cannot be written.
     """
     made_with: dict[str, Any] = {
-        "dataset": dataset,
+        "dataset": data.source.name,
         "split": split,
+        "left_out": data.left_out(split),
         "checkpoint": checkpoint,
         "seed": model.seed,
     }

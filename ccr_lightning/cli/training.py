@@ -236,7 +236,7 @@ class TrainingCLI(LightningCLI):
         if self._is_trial:
             _say("fast_dev_run tries a few batches only: no results are written")
         elif self.trainer.is_global_zero:
-            write_scores(self.folder.path, self.model, self.datamodule.source.name, split, checkpoint)
+            write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint)
 
     @property
     def _is_trial(self) -> bool:

@@ -20,9 +20,9 @@ from ccr_lightning.data.faults import RecordFault
 from ccr_lightning.data.progress import counted
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
-from ccr_lightning.data.store import FORMAT, LEFT_OUT, MANIFEST, read_left_out, read_manifest, sha256_of
+from ccr_lightning.data.store import FORMAT, LEFT_OUT, MANIFEST, read_left_out, read_manifest
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, sha256_of
 from ccr_lightning.types import ImageCaptions
 
 BadRecords = Literal["error", "skip"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import combinations
 from typing import Any
@@ -110,7 +110,8 @@ def check_source(
         source: The source.
         splits: The splits to read; by default all.
         images: Whether to read the pictures; without them they are compared by their ids only.
-        against: Names and sources of other data; an image that one of them has too, in any split, is a fault.
+        against: Names and sources of other data; an image that one of them has too, in any split, is a fault, and so is
+            what of them cannot be read.
 
     Raises:
         CCRError: The source has no such split.
@@ -128,6 +129,7 @@ def check_source(
             elsewhere = _Split(other, other_name, images)
             elsewhere.read()
             place = f"{name}, split {other_name!r},"
+            findings += elsewhere.not_compared(f"{name}, {other_name}")
             findings += [finding for split in seen.values() for finding in split.shared_with(elsewhere, place)]
     findings.sort(key=lambda finding: not finding.is_fault)
     counts = {name: split.counts for name, split in seen.items()}
@@ -167,6 +169,7 @@ class _Split:
         self._ids, self._pictures = array("Q"), array("Q")
         self._captions = {language: (array("Q"), array("I")) for language in source.languages}
         self._found: dict[str, Finding] = {}
+        self._unread = Finding("not compared", name, is_fault=True)
         self._lacking = {
             language: Finding(f"image without {language}", name, is_fault=False) for language in source.languages
         }
@@ -178,10 +181,12 @@ class _Split:
             for record in counted(records, f"reading {self.source.name}/{self.name}", "images"):
                 if isinstance(record, RecordFault):
                     self._find(record.kind, str(record))
+                    self._unread.add(str(record))
                 else:
                     self._add(record)
         except CCRError as error:
             self._find("unreadable split", str(error))
+            self._unread.add(str(error))
 
     def findings(self) -> list[Finding]:
         """What is wrong within the split."""
@@ -193,6 +198,10 @@ class _Split:
             elif lacking.count and self.source.parallel:
                 self._found[lacking.kind] = lacking
         return list(self._found.values())
+
+    def not_compared(self, name: str) -> list[Finding]:
+        """A finding, in the place called ``name``, if records or pictures could not be read."""
+        return [replace(self._unread, split=name)] if self._unread.count else []
 
     def shared_with(self, other: _Split, name: str) -> list[Finding]:
         """A finding if images of another split, called ``name``, are in this one too."""

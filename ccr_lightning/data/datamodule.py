@@ -167,6 +167,11 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError("train_shards is read without a store; the .json of image 42 is 000000042.json in a shard.")
         return self._store(split).image_names
 
+    def left_out(self, split: str) -> dict[str, int]:
+        """Return how many bad records and blank captions the split had."""
+        manifest = self._store(split).manifest
+        return {name: manifest[name] for name in ("bad_records", "blank_captions")}
+
     def prepare_data(self) -> None:
         """Build the stores of the stage, all of them without a trainer, and train the tokeniser if that is needed."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value

@@ -17,9 +17,10 @@ from ccr_lightning.data.faults import RecordFault
 from ccr_lightning.data.images import open_image
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.sources.protocol import Source
+from ccr_lightning.data.sources.reading import check_split
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
-from ccr_lightning.types import ImageCaptions
+from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 THUMBNAIL_SIZE = 256  # pixels of the longer side
 MAX_CHARACTERS = 1000  # of a caption or a fault's sentence on the page
@@ -91,8 +92,7 @@ def write_preview(
     if count < 1:
         raise CCRError(f"a preview of {count} images per split shows nothing; give 1 or more.")
     for split in splits:
-        if split not in source.splits:
-            raise CCRError(f"{source.name} has no split {split!r}, only {', '.join(source.splits)}; choose from these.")
+        check_split(source.name, split, source.splits)
     sections, previews = [], []
     for number, split in enumerate(dict.fromkeys(splits), 1):
         content = _read(source, split, count, seed)
@@ -238,7 +238,13 @@ def _card(record: ImageCaptions, languages: Sequence[str]) -> _Card:
 def _captions(language: str, texts: Sequence[str]) -> str:
     if not texts:
         return '<dd class="missing">no caption</dd>'
-    return "".join(f'<dd lang="{_text(language)}" dir="auto">{_text(text)}</dd>' for text in texts)
+    return "".join(f'<dd lang="{_text(language)}" dir="auto">{_text(text)}</dd>{_origin(text)}' for text in texts)
+
+
+def _origin(text: str) -> str:
+    if not isinstance(text, MachineTranslation):
+        return ""
+    return f'<dd class="missing">translated by {_text(text.translated_by)}</dd>'
 
 
 def _section(number: int, content: _Content, languages: Sequence[str], cards: Sequence[str]) -> str:
@@ -295,11 +301,7 @@ def _page(source: Source, previews: Sequence[SplitPreview], sections: Sequence[s
         f'<li><a href="#split-{number}" dir="auto">{_text(preview.split)}</a> {preview.images:,}</li>'
         for number, preview in enumerate(previews, 1)
     )
-    parallel = (
-        "The languages describe the same images."
-        if source.parallel
-        else "The languages do not all describe the same images."
-    )
+    parallel = "The languages are parallel." if source.parallel else "The languages are not parallel."
     body = "\n".join(sections)
     return f"""\
 <!DOCTYPE html>

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import sha256_of
 
 FORMAT = 2
 MANIFEST, LEFT_OUT = "manifest.json", "left_out.jsonl"
@@ -160,9 +160,3 @@ def verify_store(folder: Path) -> None:
             raise CCRError(f"{path}: cannot be read ({error}); delete the store's folder to build it again.") from error
         if digest != file["sha256"]:
             raise CCRError(f"{path}: is not as it was written; delete the store's folder to build it again.")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ccr_lightning._version import __version__
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, sha256_of
 from ccr_lightning.functional.retrieval import Statistic, align_ranks, mean_rank_variance, recall_at_k
 from ccr_lightning.metrics import Direction, LanguageRanks
 
@@ -142,6 +141,7 @@ def results_document(
     rerank_by: str | None = None,
     checkpoint: Path | None,
     seed: int,
+    left_out: Mapping[str, int],
 ) -> dict[str, Any]:
     """Adds to the scores what one needs to know to trust and to repeat them.
 
@@ -154,22 +154,25 @@ def results_document(
         rerank_by: What it ordered them by; None for the dual encoder alone.
         checkpoint: File of the weights; None if they were not loaded from one.
         seed: The seed of the run.
+        left_out: What the split had that was not scored: the numbers of ``bad_records`` and ``blank_captions``.
 
     Returns:
-        ``dataset``, ``split``, ``ranking``, ``rerank_depth``, ``rerank_by``, ``checkpoint`` (its ``path`` and
-        ``sha256``), ``seed``, ``versions`` (None for a package that is not installed), then the scores.
+        ``dataset``, ``split``, ``left_out``, ``ranking``, ``rerank_depth``, ``rerank_by``, ``checkpoint`` (its ``path``
+        and ``sha256``), ``seed``, ``versions`` (None for a package that is not installed), then the scores.
 
     Raises:
         CCRError: If the checkpoint cannot be read.
 
     Example:
-        >>> document = results_document({}, dataset="demo", split="test", rerank_depth=0, checkpoint=None, seed=1)
+        >>> made_with = {"dataset": "demo", "split": "test", "rerank_depth": 0, "checkpoint": None, "seed": 1}
+        >>> document = results_document({}, **made_with, left_out={"bad_records": 0, "blank_captions": 0})
         >>> document["checkpoint"], document["ranking"]
         ({'path': None, 'sha256': None}, 'dual_encoder')
     """
     return {
         "dataset": dataset,
         "split": split,
+        "left_out": dict(left_out),
         "ranking": ranking,
         "rerank_depth": rerank_depth,
         "rerank_by": rerank_by,
@@ -192,8 +195,7 @@ def results_document(
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise CCRError(f"{path}: the checkpoint cannot be read ({error.strerror}); check the path.") from error
 

@@ -26,6 +26,7 @@ def results_table(document: Mapping[str, Any]) -> Table:
         >>> mrv = {"mean": None, "reason": "a single language has nothing to be consistent with"}
         >>> document = {"dataset": "demo", "split": "test", "ranking": "dual_encoder", "mrv": mrv, "mrsd": mrv}
         >>> document["languages"] = {"en": {"image_to_text": recalls, "text_to_image": recalls}}
+        >>> document["left_out"] = {"bad_records": 0, "blank_captions": 0}
         >>> document["mean_recalls"] = document["languages"]["en"]
         >>> table = results_table(document)
         >>> [column.header for column in table.columns][:3]
@@ -34,9 +35,11 @@ def results_table(document: Mapping[str, Any]) -> Table:
     ranking = document["ranking"].replace("_", " ")
     if document["ranking"] == "re-ranked":
         ranking += f", best {document['rerank_depth']} by {document['rerank_by'].replace('_', ' ')}"
+    bad = document["left_out"]["bad_records"]
     below = "\n".join(
         [
             "percent; i2t: from image to text, t2i: from text to image",
+            *([f"without {bad} bad records of the split"] if bad else []),
             *(_over_languages(name, document[name.lower()]) for name in ("MRV", "MRSD")),
         ]
     )

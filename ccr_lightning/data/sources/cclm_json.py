@@ -27,16 +27,24 @@ class CclmJson:
 
     A file is a list of ``{"caption": ..., "image": "coco/val2014/x.jpg"}``; ``caption`` is one caption (training files,
     where an image has several rows) or a list (the others). Languages are aligned by image. The image id is the image's
-    path. Blank captions count as missing, others are taken as they are. Licences are those of the data sets.
+    path. Blank captions count as missing, others are taken as they are.
+
+    Parallel are the files whose languages translate one caption, as those made of Multi30K's task 1 do. Not parallel,
+    and to be read with ``parallel=False``, are COCO's in en, ja and zh, and CCLM's of Multi30K, which hold five
+    independent captions in en and de beside one in fr and cs. Of CCRK's Multi30K it is not confirmed: count its
+    captions with ``ccr data check``.
+
+    Splits are those of the data sets. Licence: that of the data sets for captions and images; for the files as such
+    none is confirmed.
 
     Args:
         folder: The folder of the files.
         image_root: The folder that the images' paths start from.
         languages: Languages to yield, in the order of the K axis.
         files: Names of the files: ``{language}.{split}.json`` (COCO) or ``{split}.{language}.json`` (Multi30K).
-        splits: What ``split`` is in the names for ``train``, ``val`` and ``test``, for example
-            ``{test: test_2016_flickr}``.
-        parallel: Whether the languages are translations of each other (Multi30K) or written independently (COCO).
+        splits: What ``split`` is in the names for ``train``, ``val`` and ``test``, for example ``{test:
+            test_2016_flickr}``; where that differs by language, language to name: ``{test: {en: 1k_test, zh: test}}``.
+        parallel: Whether MRV is defined; see above.
         name: Name for folders, logs and tables.
 
     Raises:
@@ -53,7 +61,7 @@ class CclmJson:
         image_root: str,
         languages: Sequence[str],
         files: str = "{language}.{split}.json",
-        splits: Mapping[str, str] = _SPLITS,
+        splits: Mapping[str, str | Mapping[str, str]] = _SPLITS,
         parallel: bool = True,
         name: str = "cclm",
     ) -> None:
@@ -104,11 +112,22 @@ class CclmJson:
         check_split(self.name, split, self.splits, "add it to splits")
         return {
             language: find_file(
-                self._folder / self.files.format(language=language, split=self._names[split]),
+                self._folder / self.files.format(language=language, split=self._name_in(language, split)),
                 f"get the captions in {language!r}, or leave it out of languages",
             )
             for language in self.languages
         }
+
+    def _name_in(self, language: str, split: str) -> str:
+        names = self._names[split]
+        if isinstance(names, str):
+            return names
+        if language not in names:
+            raise CCRError(
+                f"{self.name}: splits names {split} in {', '.join(names)}, not in {language!r}; add it there or leave "
+                f"{language!r} out of languages."
+            )
+        return names[language]
 
 
 class _Image(NamedTuple):

@@ -27,14 +27,19 @@ _KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("te
 class Coco:
     """Captions of COCO's images in several languages, by image.
 
-    Images, splits and English come from Karpathy's ``dataset_coco.json`` (113,287 images in train, with restval, 5,000
-    in val and in test; five captions an image). Japanese comes from the json files of STAIR Captions or YJ Captions,
-    Chinese from the lines ``<image>#<number> TAB <caption>`` of COCO-CN; what a file is shows in its content. COCO-CN
-    has splits of its own, lists of images, which ``lists`` puts in the place of Karpathy's. The languages are written
-    independently, so MRV over them says little and is not reported in the paper: ``parallel`` is False.
+    Images, splits and English come from Karpathy's ``dataset_coco.json``: 113,287 images in ``train`` (82,783 of
+    train2014 and the 30,504 of "restval"), 5,000 in ``val`` and in ``test``, five captions an image or a few more.
+    Japanese comes from the json files of STAIR Captions (five captions for each of these images) or of YJ Captions
+    (26,500 images, about five each), Chinese from the lines ``<image>#<number> TAB <caption>`` of COCO-CN; what a file
+    is shows in its content. COCO-CN has splits of its own, lists of 18,341, 1,000 and 1,000 images, which ``lists``
+    puts in the place of Karpathy's.
 
-    Captions are taken as they are, a blank one counts as missing. The image id is the name of the image file.
-    Licence: COCO's captions CC BY 4.0, STAIR's too, COCO-CN's MIT; the images have their own.
+    Not parallel: the captions are written independently in each language, but for 5,000 of COCO-CN that translate
+    English ones, so MRV says little. Captions are taken as they are, a blank one counts as missing. The image id is the
+    name of the image file.
+
+    Licence: the captions of COCO, STAIR and YJ are CC BY 4.0, COCO-CN's MIT; for Karpathy's file none is stated. The
+    images are Flickr's, under its terms of use.
 
     Args:
         coco_root: The folder of COCO that holds ``train2014`` and ``val2014``.

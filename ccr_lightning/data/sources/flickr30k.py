@@ -26,9 +26,10 @@ class Flickr30k:
     """English captions of Flickr30k (Young et al., 2014) in the splits and files of IGLUE (Bugliarello et al., 2022).
 
     29,000 images in ``train``, 1,014 in ``val`` and 1,000 in ``test``, five captions each; it is what models are
-    fine-tuned on before they are tested on xFlickr&CO. Captions are taken as they are, a blank one counts as missing.
-    The image id is the name of the image file. Licence: the repository's is MIT; captions and images keep their
-    publishers' terms, which allow non-commercial research.
+    fine-tuned on before they are tested on xFlickr&CO. One language, hence no MRV. Captions are taken as they are,
+    white space and line breaks in them included; a blank one counts as missing. The image id is the name of the image
+    file. Licence: IGLUE's repository is MIT; captions and images keep Flickr30k's terms, for non-commercial research
+    and education, and the images those of Flickr.
 
     Args:
         root: The folder ``datasets`` of IGLUE, which holds ``flickr30k``.

@@ -29,17 +29,23 @@ _NUMBERS = range(1, 6)
 class Multi30K:
     """The captions of Multi30K (Elliott et al., 2016), as published, plain or gzip.
 
-    Task 1 is one English caption per image and its translations into German, French and Czech: 29,000 images in
-    ``train``, 1,014 in ``val``, 1,000 in ``test_2016_flickr`` and ``test_2017_flickr``, 461 in ``test_2017_mscoco``,
-    1,071 in ``test_2018_flickr``; the two of 2017 have no Czech. Task 2 is five captions per image in English and in
-    German, written independently: ``train``, ``val``, ``test_2016``; it is not parallel, so MRV is undefined.
+    Task 1 is one English caption per image and its translations into German, French and Czech, hence parallel: 29,000
+    images in ``train``, 1,014 in ``val``, 1,000 in ``test_2016_flickr`` and ``test_2017_flickr``, 461 in
+    ``test_2017_mscoco``, 1,071 in ``test_2018_flickr``; the two of 2017 have no Czech. Task 2 is five captions per
+    image in English and in German, written independently: 29,000 in ``train``, 1,014 in ``val``, 1,000 in
+    ``test_2016``; there is no German for an English caption, so it is not parallel and MRV undefined.
 
     Captions are taken as they are, white space at their ends included; a blank one counts as missing. The image id is
-    the name of the image file. Licence: none is stated for the captions; the images are Flickr30k's and COCO's.
+    the name of the image file.
+
+    Licence: the captions have Flickr30k's terms (the repository's README says so since July 2026, and stated none
+    before). The images of ``train``, ``val`` and ``test_2016_flickr`` are Flickr30k's, for non-commercial research and
+    education; those of ``test_2017_flickr`` and ``test_2018_flickr`` are other pictures of Flickr, whose terms are not
+    stated; those of ``test_2017_mscoco`` are COCO's.
 
     Args:
         root: The folder that holds ``task1`` and ``task2``.
-        image_root: The folder of the images; those of the test sets of 2017 and 2018 are published separately.
+        image_root: The folder of the images; those of the test sets of 2017 and 2018 are further downloads.
         task: 1 or 2.
         languages: Languages to yield, in the order of the K axis.
         splits: Which published split stands for ``train``, ``val`` and ``test``; by default the test is that of 2016.

@@ -74,7 +74,11 @@ class OpenMoji:
     :func:`family` key: they go to test until it has 500 pictures or more, then to val until it has 250 or more, then
     to train. Lookalikes of held-out families belong to no split.
 
-    Pictures: OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0. Names: Unicode CLDR.
+    Parallel: the names of a picture say the same in all languages. Names are taken as the ``emoji`` package has them,
+    without its colons and underscores.
+
+    Licence: the pictures are by OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0; the names are Unicode
+    CLDR's, Unicode License v3, and come with the ``emoji`` package, BSD.
 
     Args:
         split_scheme: ``composition`` or ``family``.

@@ -27,16 +27,21 @@ _IMAGE_KEYS = ("image", "binary")
 class PretrainJsonLines:
     """Machine-translated pre-training data in the layout of CCLM and CCRK (Nie et al., KDD 2024).
 
-    A split is a folder of files ``*.data``, read in the order of their names. A line is an image with ``caption``, an
-    object of language to caption or a list of such objects, and either ``image_path``, a path below ``image_root``, or
-    the image itself in base64 in ``image`` or ``binary``. The codes that wrote these files use the setting
-    ``is_image_rpath`` for both meanings; here each line says by its key which one it is, and a line with both or with
-    neither is an error. The image id is the path, or file and line. Blank captions count as missing.
+    A split is a folder of files ``*.data``, read in the order of their names; as published there is ``train`` only,
+    1,863,804 images of CC3M and 1,445,716 of SBU, Visual Genome and COCO in CCRK's. A line is an image with
+    ``caption``, an object of language to caption or a list of such objects (CCLM's; CCRK's code reads no lists), and
+    either ``image_path``, a path below ``image_root``, or the image itself in base64 in ``image`` or ``binary``. Both
+    codes have a setting ``is_image_rpath`` for that, with opposite meanings; here each line says by its key which one
+    it is, and a line with both or with neither is an error. The image id is the path, or file and line.
+
+    Parallel: the captions of an image translate one English caption. Blank captions count as missing, others are taken
+    as they are. Licence: not stated for the translations; captions and images keep the terms of their data sets.
 
     Args:
         folders: Split (``train``, ``val``, ``test``) to folder.
         image_root: Folder of the images; needed for lines with a path.
-        languages: Languages to yield, in the order of the K axis: cs de en es fr id ja ru tr zh in the paper's data.
+        languages: Languages to yield, in the order of the K axis; by default CCRK's ten. CCLM's files have cs de en fr
+            ja zh.
         name: Name for folders, logs and tables.
 
     Raises:

@@ -28,7 +28,11 @@ class Source(Protocol):
 
     @property
     def parallel(self) -> bool:
-        """Whether the languages describe the same images; a rank variance over languages is undefined without it."""
+        """Whether MRV, a variance of ranks over languages, is reported.
+
+        That is where every language describes the same images, in one gallery, with captions that correspond or that
+        the field compares ranks over.
+        """
         ...
 
     @property

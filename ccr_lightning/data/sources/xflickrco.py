@@ -25,15 +25,23 @@ from ccr_lightning.types import ImageCaptions
 class XFlickrCO:
     """xFlickr&CO of IGLUE (Bugliarello et al., 2022).
 
-    ``test`` has 2,000 images, 1,000 of Flickr30k and 1,000 of COCO, with one caption in each of de en es id ja ru tr
-    zh, written for the image in its language. ``train`` is the few-shot file that ``few_shot`` names, in the languages
-    other than English (``train_1`` to ``train_100``; German and Japanese have more, and ``train_100x5``); its images
-    are of Flickr30k's training split.
+    ``test`` has 2,000 images, 1,000 of Flickr30k and 1,000 of COCO's val2014, with one caption in each of de en es id
+    ja ru tr zh. ``train`` is the few-shot file that ``few_shot`` names, in the languages other than English
+    (``train_1`` to ``train_100``; German and Japanese have more, and ``train_100x5``); its images are of Flickr30k's
+    training split. There is no ``val``.
+
+    Parallel in the sense that every language describes the same images and the field reports MRV over them (CCRK's
+    over en de ja zh), not that all captions are translations. In the half of Flickr30k the English is Flickr30k's
+    first caption, the German the first of Multi30K's task 2, written independently, and the Japanese, in all
+    likelihood, Flickr30kEnt-JP's translation of the English; where the others come from is not confirmed.
 
     Languages are aligned by image file, not by line. A blank caption, of which German and Indonesian have one each,
     counts as missing; all others are taken as they are, with the numbers that the Japanese captions of Flickr30k have
-    glued to their nouns, since published results use them so. The image id is the name of the image file.
-    Licence: the repository's is MIT; the captions and images keep their publishers' terms.
+    glued to their nouns (the number of the phrase in the English caption), since published results use them so. The
+    image id is the name of the image file.
+
+    Licence: IGLUE's repository is MIT, what it took from others keeps their terms: Flickr30k's for the English, German
+    and images, CC BY-SA for Flickr30kEnt-JP; COCO's images have Flickr's.
 
     Args:
         root: The folder ``datasets`` of IGLUE, which holds ``xFlickrCO``.

@@ -30,9 +30,13 @@ _OBTAIN = "get captions.zip of Crossmodal-3600 (google.github.io/crossmodal-3600
 class XM3600:
     """Crossmodal-3600 (Thapliyal et al., 2022), as published: a test split only.
 
-    About two captions per image and language, their number not fixed. Every language describes the same images, so MRV
-    is defined, although captions are written for each language and not translated. Captions are taken as they are, a
-    blank one counts as missing. The image id is the key of the image. Licence: CC BY 4.0.
+    3,600 images and 261,375 captions in 36 languages, about two per image and language, their number not fixed.
+    Parallel, since every language describes the same images in one gallery and ranks are compared over them, although
+    captions are written for each language and not translated. Captions are taken as they are, a blank one counts as
+    missing. The image id is the key of the image.
+
+    Licence: copies of the captions name CC BY 4.0, their publisher's own text is not confirmed; the images are of Open
+    Images, which lists them as CC BY 2.0, and each asks for its photographer to be named.
 
     Args:
         captions: The file ``captions.jsonl``.

@@ -28,10 +28,17 @@ _FILES |= {"ja": "STAIR/test_1kcaptions_jp.txt"}
 class XTD:
     """XTD10 and its additions (Aggarwal and Kale, 2020), as published: a test split only.
 
-    1,000 images with parallel captions in en es it ko pl ru tr zh (folder ``XTD10``), de fr (``MIC``) and ja
-    (``STAIR``, in whose file name it is "jp"). 800 of the images are of COCO's train2014: a model that was trained on
-    COCO has seen them. Captions are taken as they are. The image id is the name of the image file. Licence: for
-    non-commercial use; the images are COCO's.
+    1,000 images with one caption in each of en es it ko pl ru tr zh (folder ``XTD10``), de fr (``MIC``, whose second
+    English file is not read) and ja (``STAIR``, in whose file name it is "jp"). 800 of the images are of COCO's
+    train2014: a model that was trained on COCO has seen them. The sets called XTD-11 on the hub add Arabic and are
+    others.
+
+    Parallel, since every language describes the same images and ranks are compared over them; es it ko pl ru tr zh
+    were collected by crowdsourcing, ja was written independently of the English, and what de and fr translate is not
+    confirmed.
+    Captions are taken as they are, a blank one counts as missing. The image id is the name of the image file.
+
+    Licence: Adobe Research License, for non-commercial research only; the images are COCO's, under Flickr's terms.
 
     Args:
         root: The folder that holds ``XTD10``, ``MIC`` and ``STAIR``.

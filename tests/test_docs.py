@@ -1,0 +1,65 @@
+"""What docs/data.md and README.md show: configurations that can be built, every source, links that lead somewhere."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ccr_lightning.cli.data_arguments import read_data
+from ccr_lightning.data import sources
+from ccr_lightning.data.sources.protocol import Source
+
+ROOT = Path(__file__).parents[1]
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", DATA, re.DOTALL | re.MULTILINE)
+
+
+def source_classes():
+    modules = [
+        importlib.import_module(f"{sources.__name__}.{found.name}") for found in pkgutil.iter_modules(sources.__path__)
+    ]
+    classes = [
+        of for module in modules for of in vars(module).values() if getattr(of, "__module__", "") == module.__name__
+    ]
+    return {of for of in classes if inspect.isclass(of) and hasattr(of, "records") and of is not Source}
+
+
+def anchors(text):
+    """Those that GitHub gives the headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r"sources\.(\w+)", block)[1])
+def test_configurations_are_built(block, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ccr"])
+    (tmp_path / "my.yaml").write_text(block, encoding="utf-8")
+    source = read_data([str(tmp_path / "my.yaml")]).source
+    assert type(source) in source_classes()
+    settings = yaml.safe_load(block)["data"]
+    assert settings["source"]["class_path"] == f"{type(source).__module__}.{type(source).__name__}"
+    languages = settings["source"]["init_args"].get("languages")
+    assert languages is None or tuple(languages) == source.languages
+
+
+def test_every_source_has_a_configuration_and_a_row():
+    assert len(source_classes()) == 11
+    for of in source_classes():
+        path = f"{of.__module__}.{of.__name__}"
+        assert any(f"class_path: {path}\n" in block for block in BLOCKS), path
+        for text in (DATA, README):
+            assert f"| `{path.removeprefix('ccr_lightning.data.sources.')}`" in text, path
+
+
+def test_links_lead_somewhere():
+    links = [*re.findall(r"\]\(#([^)]+)\)", DATA), *re.findall(r"\]\(docs/data\.md#([^)]+)\)", README)]
+    assert len(links) > 20
+    assert set(links) <= anchors(DATA)
+    for folder, text in ((ROOT / "docs", DATA), (ROOT, README)):
+        for path in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / path).exists(), path

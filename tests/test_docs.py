@@ -48,7 +48,7 @@ def test_configurations_are_built(block, tmp_path, monkeypatch):
 
 
 def test_every_source_has_a_configuration_and_a_row():
-    assert len(source_classes()) == 11
+    assert len(source_classes()) == 12
     for of in source_classes():
         path = f"{of.__module__}.{of.__name__}"
         assert any(f"class_path: {path}\n" in block for block in BLOCKS), path

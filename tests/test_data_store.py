@@ -278,6 +278,31 @@ def test_a_store_of_several_files(tmp_path, monkeypatch):
     verify_store(tmp_path / "store")
 
 
+def test_memory_that_was_read_is_released(tmp_path, monkeypatch):
+    """The images are those of before when they are read again."""
+
+    def resident():
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("RssFile")).split()[1])
+
+    class Large(Numbered):
+        def records(self, split, report=stop):
+            for number in range(8):
+                buffer = io.BytesIO()
+                Image.new("RGB", (1200, 1000), (number, 0, 0)).save(buffer, "BMP")
+                yield ImageCaptions(str(number), buffer.getvalue(), {"en": ("x",)}, "here")
+
+    build_store(Large(8), "train", tmp_path / "store")
+    grown = {}
+    for between in (100, 2):
+        monkeypatch.setattr("ccr_lightning.data.store._READS_BETWEEN_RELEASES", between)
+        store, before = open_store(tmp_path / "store"), resident()
+        for row in [*range(8), *range(8)]:
+            assert Image.open(io.BytesIO(store.image(row))).getpixel((0, 0)) == (row, 0, 0)
+        grown[between] = resident() - before
+    assert grown[2] < 12_000 < 24_000 < grown[100]  # kB, of 8 images of 3,600
+
+
 def test_what_was_left_out_is_counted_and_listed(tmp_path, capsys):
     build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "skip", 0.05)
     assert capsys.readouterr().err == (

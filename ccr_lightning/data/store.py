@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.files import sha256_of
 
 FORMAT = 2
+_READS_BETWEEN_RELEASES = 500
 MANIFEST, LEFT_OUT = "manifest.json", "left_out.jsonl"
 
 
@@ -30,9 +32,11 @@ class Store:
         manifest: What it holds.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], table: Any) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], table: Any, maps: Sequence[mmap.mmap]) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._maps = maps
+        self._reads = 0
         # plain columns: a row through datasets' own formatting takes many times longer
         self._image_id = table.column("image_id")
         self._image = table.column("image")
@@ -55,6 +59,10 @@ class Store:
 
     def image(self, row: int) -> bytes:
         """Return the bytes of the row's encoded image."""
+        self._reads += 1
+        if self._reads % _READS_BETWEEN_RELEASES == 0:
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)  # else what was read once counts as this process's memory for ever
         data: bytes = self._image[row].as_py()
         return data
 
@@ -106,12 +114,14 @@ def open_store(folder: str | Path) -> Store:
     folder = Path(folder)
     try:
         manifest = read_manifest(folder)
-        tables = []
+        tables, maps = [], []
         for file in manifest["files"]:
             path = folder / file["name"]
             if (size := path.stat().st_size) != file["bytes"]:
                 raise ValueError(f"{file['name']} has {size} bytes instead of {file['bytes']}")
-            tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
+            with path.open("rb") as content:
+                maps.append(mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ))
+            tables.append(pa.ipc.open_stream(pa.py_buffer(maps[-1])).read_all())
         table = pa.concat_tables(tables)
         if table.num_rows != manifest["images"]:
             raise ValueError(f"{table.num_rows} rows instead of {manifest['images']}")
@@ -119,7 +129,7 @@ def open_store(folder: str | Path) -> Store:
         raise
     except Exception as error:
         raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
-    return Store(folder, manifest, table)
+    return Store(folder, manifest, table, maps)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

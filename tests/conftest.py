@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def _draw(folder: Path, number: int, size: int) -> str:
 
 def _caption(language: str, number: int) -> str:
     return PATTERNS[language].format(COLOURS[language][number % 10], SHAPES[language][number % 3], number)
+
+
+@pytest.fixture(autouse=True)
+def first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Lightning trainer of another rank tells so to the whole process; the tests that follow are rank 0 again."""
+    if "lightning" in sys.modules:
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
 
 
 @pytest.fixture(scope="session")

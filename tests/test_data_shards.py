@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_data_any_input import PLAUSIBLE, VALUES
-from test_data_datamodule import StopAt, Watcher, one_of_two_ranks, trainer
 from test_data_store import Numbered
+from watched_training import StopAt, Watcher, one_of_two_ranks, trainer
 
 from ccr_lightning.cli.main import main
 from ccr_lightning.data.datamodule import CaptionDataModule

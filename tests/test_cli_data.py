@@ -71,6 +71,20 @@ def test_build(config, capsys, tmp_path):
     ]
 
 
+def test_splits_can_be_named_one_by_one(config, capsys):
+    assert main(["data", "check", str(config[0]), "--split", "val", "--split", "test", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["splits"]) == ["val", "test"]
+
+
+def test_an_interrupted_build(config, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccr_lightning.cli.data_build.build_store", interrupt)
+    assert main(["data", "build", str(config[0])]) == 130
+    assert capsys.readouterr().err == "error: interrupted: start it again; what is finished stays.\n"
+
+
 def test_training_finds_the_store_that_was_built_ahead(config, tmp_path, tiny_config, capsys):
     path, source = config
     assert main(["data", "build", str(path)]) == 0

@@ -41,7 +41,7 @@ def run(args: Sequence[str]) -> int:
         CCRError: For whatever the user can put right.
     """
     parser = Arguments("build")
-    parser.add_argument("--split", nargs="+")
+    parser.add_argument("--split", nargs="+", action="extend")
     parser.add_argument("--cache_dir")
     parser.add_argument("--bad_records", choices=("error", "skip"))
     parser.add_argument("--max_bad_fraction", type=float)

@@ -44,8 +44,8 @@ def run(args: Sequence[str]) -> int:
         CCRError: For whatever the user can put right.
     """
     parser = Arguments("check")
-    parser.add_argument("--split", nargs="+")
-    parser.add_argument("--against", nargs="+", default=[])
+    parser.add_argument("--split", nargs="+", action="extend")
+    parser.add_argument("--against", nargs="+", action="extend", default=[])
     parser.add_argument("--skip_images", action="store_true")
     parser.add_argument("--json", action="store_true")
     options, data = parser.read(args)

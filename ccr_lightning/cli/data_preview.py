@@ -36,7 +36,7 @@ def run(args: Sequence[str]) -> int:
         CCRError: For whatever the user can put right.
     """
     parser = Arguments("preview")
-    parser.add_argument("--split", nargs="+")
+    parser.add_argument("--split", nargs="+", action="extend")
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="preview.html")

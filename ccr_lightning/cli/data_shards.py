@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> int:
     """
     parser = Arguments("shards")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--split", nargs="+")
+    parser.add_argument("--split", nargs="+", action="extend")
     parser.add_argument("--shard_mb", type=float, default=256.0)
     parser.add_argument("--bad_records", choices=("error", "skip"))
     parser.add_argument("--max_bad_fraction", type=float)

@@ -128,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except KeyboardInterrupt:  # during the imports; later the command itself says how to go on
-        print("error: interrupted: start it again; a run that has begun goes on with --resume auto.", file=sys.stderr)
+        goes_on = "what is finished stays" if args[0] == "data" else "a run that has begun goes on with --resume auto"
+        print(f"error: interrupted: start it again; {goes_on}.", file=sys.stderr)
         return 130
     except Exception as error:
         if _first_process_speaks(parent):

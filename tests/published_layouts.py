@@ -342,7 +342,7 @@ def pretrain_jsonl(folder: Path, languages: Sequence[str], records: Records, key
             ]
             _write(folder / split / f"part_{part}.data", _jsonl(lines))
             if key != "image_path":
-                of[chosen] = [(f"part_{part}.data:{n}", record) for n, (_, record) in enumerate(of[chosen], 1)]
+                of[chosen] = [(f"{split}/part_{part}.data:{n}", record) for n, (_, record) in enumerate(of[chosen], 1)]
     return _layout("pretrain_jsonl.PretrainJsonLines", settings, named)
 
 

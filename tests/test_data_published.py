@@ -330,8 +330,8 @@ def pretrain(tmp_path):
 def test_pretraining_files(pretrain):
     assert found(PretrainJsonLines(**pretrain, languages=["de", "en"]), "train") == {
         "x/1.jpg": {"de": ("ein Hund",), "en": ("a dog", "a puppy")},
-        "part_1.data:1": {"en": ("a cat",)},
-        "part_1.data:2": {"de": ("eine Kuh",)},
+        "train/part_1.data:1": {"en": ("a cat",)},
+        "train/part_1.data:2": {"de": ("eine Kuh",)},
     }
 
 

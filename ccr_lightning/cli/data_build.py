@@ -15,7 +15,8 @@ usage: ccr data build CONFIG|PATH [options]
 
 Reads the data, decodes every image once, and writes each split to a store: Arrow files with the encoded images and all
 captions, which training reads in any order from disk. 'ccr fit' does the same when it starts; this does it ahead, on a
-machine without a GPU. A build that was killed goes on where it was; the result is the same to the byte.
+machine without a GPU: give it the same configurations and cache folder as 'ccr fit', which then finds the stores. A
+build that was killed goes on where it was; the result is the same to the byte.
 
 arguments:
   CONFIG|PATH           a configuration with data.source (several are merged), or a file or folder of JSON lines

@@ -43,7 +43,7 @@ def with_pictures(records: Iterable[RecordOrFault]) -> Iterator[RecordOrFault]:
     A picture that cannot be decoded becomes a fault in the place of its record. Pictures are decoded on all cores, some
     ahead of what is asked for.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
         pending: deque[Future[RecordOrFault]] = deque()
         try:

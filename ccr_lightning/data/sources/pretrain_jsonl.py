@@ -32,7 +32,7 @@ class PretrainJsonLines:
     ``caption``, an object of language to caption or a list of such objects (CCLM's; CCRK's code reads no lists), and
     either ``image_path``, a path below ``image_root``, or the image itself in base64 in ``image`` or ``binary``. Both
     codes have a setting ``is_image_rpath`` for that, with opposite meanings; here each line says by its key which one
-    it is, and a line with both or with neither is an error. The image id is the path, or file and line.
+    it is, and a line with both or with neither is an error. The image id is the path, or split, file and line.
 
     Parallel: the captions of an image translate one English caption. Blank captions count as missing, others are taken
     as they are. Licence: not stated for the translations; captions and images keep the terms of their data sets.
@@ -85,7 +85,7 @@ class PretrainJsonLines:
         def record(line: Line) -> ImageCaptions:
             fields = parse_json(line)
             captions, blank = without_blank(self._captions(fields.get("caption"), line))
-            image_id, image = _image(fields, root, line)
+            image_id, image = _image(fields, root, line, split)
             if hash(image_id) in seen:
                 raise RecordFault(
                     f"{line.where}: the image {image_id!r} has a line before; give its captions as a list in one.",
@@ -118,7 +118,7 @@ class PretrainJsonLines:
         return files
 
 
-def _image(record: Mapping[str, Any], root: Path | None, line: Line) -> tuple[str, Path | bytes]:
+def _image(record: Mapping[str, Any], root: Path | None, line: Line, split: str) -> tuple[str, Path | bytes]:
     keys = [key for key in ("image_path", *_IMAGE_KEYS) if record.get(key) is not None]
     if len(keys) != 1 or not isinstance(record[keys[0]], str):
         raise RecordFault(f"{line.where}: found {keys}; give the image as one text, in image_path, image or binary.")
@@ -127,4 +127,4 @@ def _image(record: Mapping[str, Any], root: Path | None, line: Line) -> tuple[st
         if root is None:
             raise CCRError(f"{line.where}: image_path {value!r} is below no folder; set image_root.")
         return value, image_below(root, value, line.where)
-    return line.where.rpartition("/")[2], image_from_base64(value, line.where)
+    return f"{split}/{line.where.rpartition('/')[2]}", image_from_base64(value, line.where)

@@ -100,6 +100,25 @@ def _unreadable(message: str) -> RecordFault:
     return RecordFault(message, "unreadable image")
 
 
+def file_ending(data: bytes, where: str) -> str:
+    """Return the usual ending of a file with this encoded picture, by what is in it.
+
+    Raises:
+        RecordFault: It is no picture.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (4, 2)).save(buffer, "JPEG")
+        >>> file_ending(buffer.getvalue(), where="an example")
+        'jpg'
+    """
+    try:
+        name = str(Image.open(io.BytesIO(data), formats=FORMATS).format)
+    except Exception as error:
+        raise _unreadable(f"{where}: the image is not a picture that Pillow can open; replace or remove it.") from error
+    return "jpg" if name in ("JPEG", "MPO") else name.lower()
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")

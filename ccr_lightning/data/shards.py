@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,8 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
-
-from PIL import Image
 
 from ccr_lightning._version import __version__
 from ccr_lightning.data.build import (
@@ -27,7 +24,7 @@ from ccr_lightning.data.build import (
     write_left_out,
 )
 from ccr_lightning.data.cache import writable_folder
-from ccr_lightning.data.images import FORMATS
+from ccr_lightning.data.images import file_ending
 from ccr_lightning.data.progress import counted
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
@@ -164,18 +161,13 @@ def _write_shard(
             picture = record.image
             assert isinstance(picture, bytes)  # as with_pictures makes it
             key = f"{first + file.rows - 1:09}"
-            writer.write({"__key__": key, _ending(picture): picture, "json": _json(record)})
+            writer.write({"__key__": key, file_ending(picture, record.where): picture, "json": _json(record)})
             file.by_languages[tuple(sorted(record.captions))] += 1
             size += len(picture)
             if size >= shard_bytes:
                 break
     file.bytes, file.sha256 = path.stat().st_size, sha256_of(path)
     return file
-
-
-def _ending(picture: bytes) -> str:
-    name = str(Image.open(io.BytesIO(picture), formats=FORMATS).format)
-    return "jpg" if name in ("JPEG", "MPO") else name.lower()
 
 
 def _json(record: ImageCaptions) -> bytes:

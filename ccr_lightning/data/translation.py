@@ -6,16 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from PIL import Image
 
-from ccr_lightning.data.faults import RecordFault
-from ccr_lightning.data.images import FORMATS, read_image
+from ccr_lightning.data.images import file_ending, read_image
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.reading import check_languages, check_split
@@ -117,7 +114,7 @@ def _survey(source: Source, settings: Settings, out: Path) -> Translation:
         images += 1
         captions_to_do += sum(_to_do(record, settings).values())
         if isinstance(record.image, bytes):
-            _extension(record)
+            file_ending(read_image(record.image, record.where), record.where)
             in_bytes += 1
         else:
             folders.add(_folder(record.image))
@@ -161,19 +158,6 @@ def _to_do(record: ImageCaptions, settings: Settings) -> dict[str, int]:
     """Language to the number of captions that must be translated into it."""
     count = len(record.captions.get(settings.source_language, ()))
     return {target: count for target in settings.target_languages if target not in record.captions}
-
-
-def _extension(record: ImageCaptions) -> str:
-    try:
-        name = Image.open(BytesIO(read_image(record.image, record.where)), formats=FORMATS).format or ""
-    except RecordFault:
-        raise
-    except Exception as error:
-        raise RecordFault(
-            f"{record.where}: the image is not a picture that Pillow can open; replace or remove it.",
-            "unreadable image",
-        ) from error
-    return "jpg" if name in ("JPEG", "MPO") else name.lower()
 
 
 def _translate_records(
@@ -243,7 +227,7 @@ def _image(record: ImageCaptions, number: int, translation: Translation) -> str:
     root = Path(translation.image_root)
     if isinstance(record.image, Path):
         return Path(os.path.abspath(record.image)).relative_to(root).as_posix()
-    name = f"images/{translation.settings.split}-{number}.{_extension(record)}"
+    name = f"images/{translation.settings.split}-{number}.{file_ending(record.image, record.where)}"
     with atomic_write(root / name, "an image", "free some space, then start again") as file:
         file.write(record.image)
     return name

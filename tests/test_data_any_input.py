@@ -74,7 +74,7 @@ CONTENTS = (
     | st.lists(PLAUSIBLE | VALUES, max_size=4).map(lambda records: json.dumps({"images": records}).encode())
     | TEXT_LINES.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
     | st.sampled_from(
-        [b"", b"\x1f\x8b", b"\x1f\x8b\x08\0\0", b"PK\x03\x04", b"[" * 100_000, b"version https://git-lfs"]
+        [b"", b"\x1f\x8b", b"\x1f\x8b\x08\0\0", b"PK\x03\x04", b"[" * 100_000, b"1" * 5000, b"version https://git-lfs"]
     )
 )
 
@@ -152,3 +152,4 @@ def test_any_file_gives_records_or_the_own_error(made, name, content):
     for record in found:
         assert isinstance(record, ImageCaptions)
         assert all(texts and all(texts) for texts in record.captions.values())
+        json.dumps([record.image_id, *record.captions.values()], ensure_ascii=False).encode()

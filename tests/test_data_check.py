@@ -13,6 +13,7 @@ from ccr_lightning.cli.main import main
 from ccr_lightning.data.build import build_store
 from ccr_lightning.data.check import check_source
 from ccr_lightning.data.sources.jsonl import JsonLines
+from ccr_lightning.data.sources.pretrain_jsonl import PretrainJsonLines
 from ccr_lightning.data.sources.wit import WIT
 
 
@@ -301,6 +302,30 @@ def test_blank_captions_and_images_without_any_of_a_published_file(tmp_path):
         f"{tmp_path}/test_de.jsonl:3 (de)",
     ]
     assert found["image without captions"].places[0].startswith(f"{tmp_path}/test_de.jsonl:3: ")
+
+
+def test_a_split_that_is_there_twice(clean, capsys):
+    root, _ = clean
+    (root / "train.jsonl.gz").write_bytes(gzip.compress((root / "train.jsonl").read_bytes()))
+    assert main(["data", "check", str(root)]) == 1
+    assert "a split is there twice, as .jsonl and as .jsonl.gz; keep one" in capsys.readouterr().err
+
+
+def test_names_that_look_like_markup(clean, capsys):
+    root, splits = clean
+    write_split(root, "train", [{**one, "captions": {"[/b]": "x", "[red]": "y"}} for one in splits["train"]])
+    _, output = run(capsys, root, "--split", "train")
+    assert "│ [/b] " in output
+    assert "│ [red] " in output
+
+
+def test_pictures_in_lines_are_not_compared_without_images(tmp_path):
+    binary = base64.b64encode(b"the same").decode()
+    rows = [{"image_path": f"{n}.png", "caption": {"en": f"{n}"}} for n in range(2)]
+    rows += [{"binary": binary, "caption": {"en": f"more {n}"}} for n in range(2)]
+    (tmp_path / "a.data").write_text("\n".join(map(json.dumps, rows)))
+    source = PretrainJsonLines({"train": str(tmp_path)}, str(tmp_path), ["en"])
+    assert check_source(source, images=False).findings == []
 
 
 def test_only_the_first_places_are_shown(clean, capsys):

@@ -202,7 +202,7 @@ def test_missing_files_splits_and_languages(source, folder):
     with pytest.raises(CCRError, match="the captions of split 'train' are not there"):
         JsonLines({"train": "a" * 300}, image_root=str(folder)).fingerprint("train")
     with pytest.raises(CCRError, match=r"train.jsonl: no line has a caption in fr, zh"):
-        list(source(GOOD, languages=["en", "zh", "fr"]).records("train"))
+        next(source(GOOD, languages=["en", "zh", "fr"]).records("train"))  # before any work is done
     with pytest.raises(CCRError, match="no files"):
         JsonLines({}, image_root="x")
     with pytest.raises(CCRError, match="each once"):

@@ -327,14 +327,13 @@ def test_files_that_are_no_shards(tmp_path):
         WebDatasetShards({})
 
 
-SAMPLES = st.lists(
-    st.tuples(
-        st.sampled_from(["a", "b", "x/a", "ü", "a.b", ""]) | st.text(max_size=4),
-        st.sampled_from(["jpg", "json", "txt", "png", "JSON", ""]),
-        (PLAUSIBLE | VALUES).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20),
-    ),
-    max_size=6,
+KEYS = st.sampled_from(["a", "b", "x/a", "ü", "a.b", ""]) | st.text(max_size=4)
+FIELDS = (PLAUSIBLE | VALUES).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20)
+MEMBERS = st.tuples(KEYS, st.sampled_from(["jpg", "json", "txt", "png", "JSON", ""]), FIELDS).map(
+    lambda member: [member]
 )
+PAIRS = st.tuples(KEYS, FIELDS).map(lambda pair: [(pair[0], "jpg", b"an image"), (pair[0], "json", pair[1])])
+SAMPLES = st.lists(MEMBERS | PAIRS, max_size=5).map(lambda groups: list(itertools.chain(*groups)))
 
 
 def as_tar(samples):

@@ -16,11 +16,12 @@ from PIL import Image
 
 from ccr_lightning.data import build
 from ccr_lightning.data.build import build_store
+from ccr_lightning.data.check import StoreSource
 from ccr_lightning.data.faults import RecordFault, stop
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.store import open_store, verify_store
 from ccr_lightning.errors import CCRError
-from ccr_lightning.types import ImageCaptions
+from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_a_full_disk(built, tmp_path, full_at):
 def test_a_folder_in_the_way(built, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes").write_text("mine")
-    with pytest.raises(CCRError, match=r"taken cannot be written .* choose another cache_dir"):
+    with pytest.raises(CCRError, match=r"taken has something else in it; move that away, or choose another cache_dir"):
         build_store(built[0], "train", tmp_path / "taken")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes"]
 
@@ -407,6 +408,79 @@ def test_remains_of_another_build_are_not_used(tmp_path, monkeypatch, change):
     build_store(new, "train", tmp_path / "store", "skip" if change == "fingerprint" else "error")
     assert len(open_store(tmp_path / "store")) == new.count
     assert visible(tmp_path) == ["store"]
+
+
+def test_bad_records_alone_end_a_build_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FILE_RECORDS", 1000)
+    read = []
+
+    class Missing(Numbered):
+        def records(self, split, report=stop):
+            for number in range(50_000):
+                read.append(number)
+                yield ImageCaptions(str(number), Path("/nowhere.png"), {"en": ("x",)}, f"here:{number}")
+
+    with pytest.raises(CCRError, match=r"^here:0: .*one of 1000 bad records of 1000"):
+        build_store(Missing(1), "train", tmp_path / "store", "skip", 0.01)
+    assert len(read) < 1100
+    assert visible(tmp_path) == []
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), -0.1, 5])
+def test_a_fraction_that_is_none(tmp_path, fraction):
+    with pytest.raises(CCRError, match="give a share from 0 to 1"):
+        build_store(Numbered(20, bad=range(10)), "train", tmp_path / "store", "skip", fraction)
+
+
+def test_machine_translations_are_known_in_a_store(tmp_path):
+    german = MachineTranslation("ein Hund", "m2m", "2026-11-25")
+
+    class Translated(Numbered):
+        def records(self, split, report=stop):
+            for record in super().records(split, report):
+                yield ImageCaptions(record.image_id, record.image, {"en": ("a dog",), "de": ("Hund", german)}, "here")
+
+    build_store(Translated(3), "train", tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    assert store.captions(1) == {"en": ["a dog"], "de": ["Hund", "ein Hund"]}
+    (_, record, _) = StoreSource(store).records("train")
+    human, translated = record.captions["de"]
+    assert type(human) is str
+    assert (translated, translated.translated_by, translated.translated_on) == ("ein Hund", "m2m", "2026-11-25")
+
+
+def test_what_a_store_was_built_without_is_found_in_it(tmp_path):
+    build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "skip", 0.05)
+    faults = []
+    assert len(list(StoreSource(open_store(tmp_path / "store")).records("train", faults.append))) == 19
+    assert [(fault.kind, str(fault)) for fault in faults] == [("unreadable record", "here:3: broken; mend it.")]
+    (tmp_path / "store" / "left_out.jsonl").unlink()
+    with pytest.raises(CCRError, match=r"is damaged \(left_out.jsonl: "):
+        build_store(Numbered(20, bad=[3]), "train", tmp_path / "store", "skip", 0.05)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+def test_a_finished_file_that_is_not_as_it_was_is_written_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(build, "FILE_BYTES", 400)
+    build_store(Numbered(60), "train", tmp_path / "whole")
+
+    class Interrupted(Numbered):
+        def records(self, split, report=stop):
+            yield from super().records(split, report)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_store(Interrupted(60), "train", tmp_path / "store")
+    partial = tmp_path / ".store.partial"
+    (partial / ".data-00000.arrow.json.4242").write_text("what a kill leaves")
+    file = partial / "data-00001.arrow"
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:100] if damage == "truncated" else whole[:-9] + b"x" + whole[-8:])
+    build_store(Numbered(60), "train", tmp_path / "store")
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
 
 
 def test_the_library_of_data_sets_opens_the_files(built):

@@ -93,6 +93,8 @@ def _json_lines(path: Path, image_root: str | None) -> JsonLines:
     else:
         raise CCRError(f"{path}: there is no such file or folder; check the path.")
     splits = {file.name.split(".jsonl")[0]: str(file) for file in files}
+    if len(splits) < len(files):
+        raise CCRError(f"{path}: a split is there twice, as .jsonl and as .jsonl.gz; keep one of them.")
     in_order = {split: splits[split] for split in sorted(splits, key=_usual_order)}
     return JsonLines(in_order, str(root) if image_root is None else image_root, name=path.name.split(".jsonl")[0])
 

@@ -60,18 +60,19 @@ def run(args: Sequence[str]) -> int:
 
 def _print(report: CheckReport) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{report.source}: captions by language, and the images that have one")
+    table = Table(title=f"{escape(report.source)}: captions by language, and the images that have one")
     table.add_column("")
     for split in report.splits:
-        table.add_column(split, justify="right")
+        table.add_column(escape(split), justify="right")
     for language in report.languages:
         cells = [
             f"{counts.captions[language]:,} ({counts.images_with_caption[language]:,})"
             for counts in report.splits.values()
         ]
-        table.add_row(language, *cells)
+        table.add_row(escape(language), *cells)
     table.add_section()
     table.add_row("images", *(f"{counts.images:,}" for counts in report.splits.values()))
     console = Console(soft_wrap=True, highlight=False)

@@ -52,6 +52,8 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--bad_records", choices=("error", "skip"))
     parser.add_argument("--max_bad_fraction", type=float)
     options, data = parser.read(args)
+    if not 0 < options.shard_mb < 1e6:
+        parser.error(f"--shard_mb is {options.shard_mb}; give a number of MB above 0")
     source = data.source
     for split in options.split or ():
         check_split(source.name, split, source.splits)

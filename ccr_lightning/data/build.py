@@ -23,16 +23,27 @@ from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.store import FORMAT, LEFT_OUT, MANIFEST, read_left_out, read_manifest
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
-from ccr_lightning.types import ImageCaptions
+from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 BadRecords = Literal["error", "skip"]
 
 FILE_BYTES = 256 * 2**20  # of pictures in one file of a store
+FILE_RECORDS = 20_000  # read for one file at the most, so that many bad ones are seen before the end
 EARLIEST_STOP = 1000  # of fewer records, the share of bad ones says nothing about those to come
 
 _ROWS_PER_BATCH = 100
 _BEGUN = "begun.json"
 _ADVICE = "free some space or choose another cache_dir"
+
+
+def check_max_bad_fraction(fraction: float) -> None:
+    """Check that it is a share.
+
+    Raises:
+        CCRError: It is not in [0, 1].
+    """
+    if not 0 <= fraction <= 1:
+        raise CCRError(f"max_bad_fraction is {fraction}; give a share from 0 to 1.")
 
 
 def default_policy(split: str) -> BadRecords:
@@ -52,9 +63,10 @@ def build_store(
     Every picture is decoded once. A build that was killed goes on after its last finished file, and gives the same
     bytes as one that was not. Of several processes that try at once one builds and the others wait.
 
-    A bad record is one that cannot be parsed or whose picture cannot be decoded. A blank caption is left out and its
-    image stays. Both are counted in the manifest and listed in ``left_out.jsonl`` with their places. As the pictures of
-    a store can be decoded and its rows are numbered without what was left out, no record is replaced while training.
+    A bad record is one that cannot be parsed or whose picture cannot be decoded. A blank caption of a published data
+    set is left out and its image stays. Both are counted in the manifest and listed in ``left_out.jsonl`` with their
+    places. As the pictures of a store can be decoded and its rows are numbered without what was left out, no record is
+    replaced while training.
 
     Args:
         source: Where images and captions come from.
@@ -69,6 +81,7 @@ def build_store(
         CCRError: The source has no such split or no image in it, there are too many bad records, or the store cannot be
             written.
     """
+    check_max_bad_fraction(max_bad_fraction)
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         writable_folder(folder.parent)
@@ -123,22 +136,26 @@ class WrittenFile:
                 if bad_records == "error":
                     raise record
                 self.left_out.append({"left_out": "record", "kind": record.kind, "message": str(record)})
-                continue
-            for place in record.blank_captions:
-                message = f"{place}: the caption is blank."
-                self.left_out.append({"left_out": "caption", "kind": "blank caption", "message": message})
-            self.rows += 1
-            self.captions.update({language: len(texts) for language, texts in record.captions.items()})
-            self.images_with_caption.update(record.captions.keys())
-            yield record
+            else:
+                for place in record.blank_captions:
+                    message = f"{place}: the caption is blank."
+                    self.left_out.append({"left_out": "caption", "kind": "blank caption", "message": message})
+                self.rows += 1
+                self.captions.update({language: len(texts) for language, texts in record.captions.items()})
+                self.images_with_caption.update(record.captions.keys())
+                yield record
+            if self.records == FILE_RECORDS:
+                return
 
 
 def _build(source: Source, split: str, folder: Path, bad_records: BadRecords, max_bad_fraction: float) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CCRError(f"{folder} has something else in it; move that away, or choose another cache_dir.")
     data = {"format": FORMAT, "source": source.name, "split": split, "fingerprint": source.fingerprint(split)}
     partial = folder.with_name(f".{folder.name}.partial")
     files: list[WrittenFile] = []
     try:
-        files += _finished_files(partial, {**data, "bad_records": bad_records})
+        files += _finished_files(partial, {**data, "bad_records": bad_records, "package_version": __version__})
         for file in _write_files(source, split, partial, files, bad_records):
             files.append(file)
             if sum(file.records for file in files) >= EARLIEST_STOP:
@@ -149,9 +166,9 @@ def _build(source: Source, split: str, folder: Path, bad_records: BadRecords, ma
             raise CCRError(f"the split {split!r} of {source.name} has no images; check the source.")
         write_left_out(files, partial)
         _write_json(partial / MANIFEST, {**data, "package_version": __version__, **total_counts(files)})
-        for path in (partial / _BEGUN, *partial.glob("data-*.json")):
-            path.unlink()
-        partial.chmod(0o755)
+        for path in partial.iterdir():  # the notes of the build, and remains of a kill
+            if path.name not in (MANIFEST, LEFT_OUT, *(file.name for file in files)):
+                path.unlink()
         partial.replace(folder)
     finally:
         if not files:
@@ -171,6 +188,9 @@ def _finished_files(partial: Path, begun: dict[str, Any]) -> list[WrittenFile]:
     files: list[WrittenFile] = []
     while (path := partial / f"{_file_name(len(files))}.json").is_file():
         fields = json.loads(path.read_text(encoding="utf-8"))
+        content = partial / fields["name"]
+        if not content.is_file() or sha256_of(content) != fields["sha256"]:
+            break
         counters = {name: Counter(fields[name]) for name in ("captions", "images_with_caption")}
         files.append(WrittenFile(**{**fields, **counters}))
     return files
@@ -199,7 +219,8 @@ def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRe
     text = Value("string")
     captions = List({"language": text, "texts": List(text)})
     columns = {"image_id": text, "image": Value("binary"), "captions": captions, "text_length": Value("int32")}
-    features = Features({**columns, "where": text})
+    origin = {"language": text, "number": Value("int32"), "translated_by": text, "translated_on": text}
+    features = Features({**columns, "translations": List(origin), "where": text})
     file, size = WrittenFile(path.name), 0
     with ArrowWriter(features=features, path=str(path), writer_batch_size=_ROWS_PER_BATCH) as writer:
         for record in file.usable(records, bad_records):
@@ -221,6 +242,17 @@ def _row(record: ImageCaptions) -> dict[str, Any]:
         "image_id": record.image_id,
         "image": record.image,
         "captions": [{"language": name, "texts": list(texts)} for name, texts in record.captions.items()],
+        "translations": [
+            {
+                "language": name,
+                "number": number,
+                "translated_by": text.translated_by,
+                "translated_on": text.translated_on,
+            }
+            for name, texts in record.captions.items()
+            for number, text in enumerate(texts)
+            if isinstance(text, MachineTranslation)
+        ],
         "text_length": sum(lengths) // max(len(lengths), 1),
         "where": record.where,
     }

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from ccr_lightning.data.faults import RecordFault, Report, stop
+from ccr_lightning.data.faults import FaultKind, RecordFault, Report, stop
 from ccr_lightning.data.progress import counted
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.reading import check_split
-from ccr_lightning.data.store import Store
+from ccr_lightning.data.store import Store, read_left_out
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions
 
@@ -152,9 +152,12 @@ class StoreSource:
         return str(self._store.manifest["fingerprint"])
 
     def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
-        """Yield the rows."""
+        """Yield the rows; what the store was built without is reported."""
+        for entry in read_left_out(self._store.folder):
+            if entry["left_out"] == "record":
+                report(RecordFault(entry["message"], cast(FaultKind, entry["kind"])))
         for row, name in enumerate(self._store.image_names):
-            captions = {language: tuple(texts) for language, texts in self._store.captions(row).items()}
+            captions = self._store.captions_with_origin(row)
             yield ImageCaptions(name, self._store.image(row), captions, self._store.where(row))
 
 
@@ -217,7 +220,7 @@ class _Split:
         row = len(self._where)
         self._where.append(record.where)
         self._ids.append(_hash(record.image_id.encode()))
-        if isinstance(record.image, bytes):
+        if self._images and isinstance(record.image, bytes):
             self._pictures.append(_hash(record.image))
         self.counts.images += 1
         for language, texts in record.captions.items():

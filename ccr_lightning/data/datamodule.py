@@ -14,7 +14,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ccr_lightning.data.build import BadRecords, build_store, default_policy
+from ccr_lightning.data.build import BadRecords, build_store, check_max_bad_fraction, default_policy
 from ccr_lightning.data.cache import cache_folder
 from ccr_lightning.data.collate import collate_captions, collate_images, collate_training
 from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSamples
@@ -120,8 +120,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError(f"shuffle_buffer is {shuffle_buffer}; give a number of images, 1 for no mixing.")
         if train_shards is not None and length_window > 1:
             raise CCRError("length_window sorts the images of a store; leave it at 1 with train_shards.")
-        if not 0 <= max_bad_fraction <= 1:
-            raise CCRError(f"max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
+        check_max_bad_fraction(max_bad_fraction)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to evaluate
         self.source = source
         self.tokenizer = CaptionTokenizer() if tokenizer is None else tokenizer

@@ -17,6 +17,7 @@ from ccr_lightning.data.build import (
     BadRecords,
     WrittenFile,
     alone,
+    check_max_bad_fraction,
     refuse_many_bad,
     refuse_what_lacks,
     say_left_out,
@@ -70,6 +71,7 @@ def write_shards(
         CCRError: The source has no such split or no image in it, there are too many bad records, the folder has
             something else or cannot be written, or the package ``webdataset`` is missing.
     """
+    check_max_bad_fraction(max_bad_fraction)
     if shard_bytes < 1:
         raise CCRError(f"shard_bytes is {shard_bytes}; give a number of bytes above 0.")
     folder = Path(folder)

@@ -13,6 +13,7 @@ import numpy as np
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import sha256_of
+from ccr_lightning.types import MachineTranslation
 
 FORMAT = 2
 _READS_BETWEEN_RELEASES = 500
@@ -41,6 +42,7 @@ class Store:
         self._image_id = table.column("image_id")
         self._image = table.column("image")
         self._captions = table.column("captions")
+        self._translations = table.column("translations")
         self._text_length = table.column("text_length")
         self._where = table.column("where")
 
@@ -69,6 +71,14 @@ class Store:
     def captions(self, row: int) -> dict[str, list[str]]:
         """Return the row's captions by language; a language without a caption is absent."""
         return {entry["language"]: entry["texts"] for entry in self._captions[row].as_py()}
+
+    def captions_with_origin(self, row: int) -> dict[str, tuple[str, ...]]:
+        """Return the row's captions as its source gave them: machine translations say so."""
+        captions = {language: list(texts) for language, texts in self.captions(row).items()}
+        for entry in self._translations[row].as_py():
+            texts, number = captions[entry["language"]], entry["number"]
+            texts[number] = MachineTranslation(texts[number], entry["translated_by"], entry["translated_on"])
+        return {language: tuple(texts) for language, texts in captions.items()}
 
     def where(self, row: int) -> str:
         """Return where the record came from, for error messages."""
@@ -151,9 +161,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_left_out(folder: Path) -> list[dict[str, str]]:
-    """Return what a store was built without: ``left_out`` (record or caption), the fault's ``kind`` and ``message``."""
-    with (folder / LEFT_OUT).open("rb") as lines:
-        return [json.loads(line) for line in lines]
+    """Return what a store was built without: ``left_out`` (record or caption), the fault's ``kind`` and ``message``.
+
+    Raises:
+        CCRError: The list is not there, or damaged.
+    """
+    try:
+        with (folder / LEFT_OUT).open("rb") as lines:
+            return [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise CCRError(f"{folder} is damaged ({LEFT_OUT}: {error}); delete the folder to build it again.") from error
 
 
 def verify_store(folder: Path) -> None:

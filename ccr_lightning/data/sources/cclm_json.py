@@ -14,6 +14,7 @@ from ccr_lightning.data.sources.reading import (
     find_file,
     image_below,
     read_json,
+    storable,
     without_blank,
 )
 from ccr_lightning.errors import CCRError
@@ -142,4 +143,4 @@ def _parse(row: object, where: str) -> tuple[str, list[str]]:
     texts = [caption] if isinstance(caption, str) else caption
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise RecordFault(f"{where}: caption is {caption!r}; it is a text or a list of texts.")
-    return image, texts
+    return storable(image, where), [storable(text, where) for text in texts]

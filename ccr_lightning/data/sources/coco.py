@@ -16,6 +16,7 @@ from ccr_lightning.data.sources.reading import (
     image_below,
     read_json,
     read_lines,
+    storable,
     without_blank,
 )
 from ccr_lightning.errors import CCRError
@@ -86,7 +87,7 @@ class Coco:
         ]
         if (names := self._list_file(split)) is not None:
             files.append(names)
-        return files_fingerprint([self.languages, self._coco_root.absolute()], files)
+        return files_fingerprint([self.languages, self._files, self._coco_root.absolute()], files)
 
     def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of Karpathy's file, or of the list."""
@@ -218,4 +219,4 @@ def _text(record: Any, key: str, where: str) -> str:
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, str):
         raise RecordFault(f"{where}: {key} is {value!r}; it is a text.")
-    return value
+    return storable(value, where)

@@ -112,7 +112,6 @@ class JsonLines:
         later_lines = self._later_lines(split)
         root = Path(self.image_root).resolve()
         images: dict[str, str] = {}
-        missing = set(self._asked or ())
         for line in self._lines(split, report):
             if line.image_id in images:
                 if line.image != images[line.image_id]:
@@ -130,7 +129,6 @@ class JsonLines:
                 for language, texts in part.captions.items():
                     captions[language] = captions.get(language, ()) + texts
             chosen = {language: captions[language] for language in self.languages if language in captions}
-            missing.difference_update(chosen)
             if not chosen:
                 continue
             try:
@@ -139,9 +137,6 @@ class JsonLines:
                 report(fault)
                 continue
             yield ImageCaptions(line.image_id, path, chosen, line.where)
-        if missing:
-            names = ", ".join(sorted(missing))
-            raise CCRError(f"{self._path(split)}: no line has a caption in {names}; leave it out of languages.")
 
     def _later_lines(self, split: str) -> dict[str, list[_Line]]:
         """Lines after the first of their image, by image id; of the first lines only the image is remembered.
@@ -150,11 +145,16 @@ class JsonLines:
         """
         images: dict[str, str] = {}
         later: dict[str, list[_Line]] = {}
+        missing = set(self._asked or ())
         for line in self._lines(split, _leave_to_records):
             if line.image_id not in images:
                 images[line.image_id] = line.image
             elif line.image == images[line.image_id]:
                 later.setdefault(line.image_id, []).append(line)
+            missing.difference_update(line.captions)
+        if missing and images:
+            names = ", ".join(sorted(missing))
+            raise CCRError(f"{self._path(split)}: no line has a caption in {names}; leave it out of languages.")
         return later
 
     def _path(self, split: str) -> Path:

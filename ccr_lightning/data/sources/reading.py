@@ -170,6 +170,21 @@ def read_json(path: Path) -> Any:
         raise CCRError(f"{path}: not valid JSON (nested too deeply); fetch the file again.") from error
     except json.JSONDecodeError as error:
         raise CCRError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch the file again.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise CCRError(f"{path}: not valid JSON ({error}); fetch the file again.") from error
+
+
+def storable(text: str, where: str) -> str:
+    """Return a text of a JSON file.
+
+    Raises:
+        RecordFault: It holds half of an escaped surrogate pair, which cannot be stored.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordFault(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
+    return text
 
 
 def is_blank(caption: str) -> bool:

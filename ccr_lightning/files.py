@@ -53,6 +53,21 @@ def atomic_write(path: Path, what: str, advice: str = "free some space or choose
             temporary.unlink()
 
 
+def file_name(name: str) -> str:
+    """Return a name that becomes one of a file: names of data sets and splits may come from anywhere.
+
+    Raises:
+        CCRError: It is empty, or would lead to another folder.
+
+    Example:
+        >>> file_name("multi30k-train")
+        'multi30k-train'
+    """
+    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\"):
+        raise CCRError(f"{name!r} is no name for a file; give the source and its splits names without slashes.")
+    return name
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as file:

@@ -71,6 +71,14 @@ def test_build(config, capsys, tmp_path):
     ]
 
 
+def test_a_store_is_not_built_from_a_store(config, capsys, tmp_path):
+    assert main(["data", "build", str(config[0]), "--split", "val"]) == 0
+    store = str(store_folder(config[1], "val", tmp_path / "default"))
+    for command in (["build", store], ["shards", store, "--out", str(tmp_path / "out")]):
+        assert main(["data", *command]) == 1
+        assert "is a store; give what it was built from" in capsys.readouterr().err
+
+
 def test_splits_can_be_named_one_by_one(config, capsys):
     assert main(["data", "check", str(config[0]), "--split", "val", "--split", "test", "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["splits"]) == ["val", "test"]

@@ -242,7 +242,10 @@ def test_captions_of_several_images_and_missing_languages_are_remarks(clean, cap
     write_split(root, "train", [*splits["train"], line(captions={"en": " a dog "})])
     status, found = findings(capsys, root)
     assert status == 0
-    assert set(found) == {("train", "repeated caption"), ("train", "image without de")}
+    assert set(found) == {("train", kind) for kind in ("repeated caption", "caption twice", "image without de")}
+    assert found["train", "caption twice"]["places"] == [
+        f"{root}/train.jsonl:5: the image has a caption in 'en' twice."
+    ]
     assert found["train", "repeated caption"]["places"] == [
         f"{root}/train.jsonl:7: the caption in 'en' is also that of {root}/train.jsonl:5."
     ]
@@ -259,6 +262,14 @@ def test_a_language_that_a_split_lacks(clean, capsys):
     assert status == 1
     assert set(found) == {("val", "language without captions")}
     assert found["val", "language without captions"]["places"] == ["val: no image has a caption in 'de'."]
+
+
+def test_a_split_without_images(clean, capsys):
+    root, _ = clean
+    (root / "val.jsonl").write_text("\n\n")
+    status, found = findings(capsys, root)
+    assert status == 1
+    assert set(found) == {("val", "empty split")}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ccr_lightning.data.build import build_store
 from ccr_lightning.data.check import StoreSource
 from ccr_lightning.data.faults import RecordFault, stop
 from ccr_lightning.data.sources.jsonl import JsonLines
-from ccr_lightning.data.store import open_store, verify_store
+from ccr_lightning.data.store import open_store, store_folder, verify_store
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
@@ -224,6 +224,40 @@ def test_damaged_stores(built, tmp_path):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(CCRError, match=message):
             open_store(folder)
+
+
+@pytest.mark.parametrize("missing", ["files", "source", "captions", "bad_records", "records"])
+def test_a_manifest_that_lacks_something(built, missing):
+    source, folder = built
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[missing]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for use in (open_store, verify_store, lambda folder: build_store(source, "train", folder)):
+        with pytest.raises(CCRError, match=rf"is damaged \('{missing}'\); delete the folder"):
+            use(folder)
+
+
+def test_a_store_of_more_files_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FILE_BYTES", 1)
+    build_store(Numbered(120), "train", tmp_path / "store")
+    _, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        assert len(open_store(tmp_path / "store")) == 120
+        resource.setrlimit(resource.RLIMIT_NOFILE, (50, hard))
+        monkeypatch.setattr("ccr_lightning.data.store._allow_open_files", lambda count: None)
+        with pytest.raises(CCRError, match=r"cannot be opened \(.*Too many open files.*\); see to that"):
+            open_store(tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/b", "a\0b", "a\nb"])
+def test_a_name_stays_in_the_cache(tmp_path, name):
+    source = Numbered(3)
+    source.name = name
+    with pytest.raises(CCRError, match="is no name for a file"):
+        store_folder(source, "train", tmp_path)
 
 
 def test_a_worker_maps_the_file(built):

@@ -44,6 +44,13 @@ class Arguments(argparse.ArgumentParser):
         """Raise it."""
         raise CCRError(f"ccr data {self._action}: {message}; 'ccr data {self._action} --help' explains.")
 
+    def read_unprepared(self, args: Sequence[str]) -> tuple[argparse.Namespace, DataSettings]:
+        """As :meth:`read`, for commands that prepare data: a store is prepared already."""
+        options, data = self.read(args)
+        if isinstance(data.source, StoreSource):
+            self.error(f"{options.data[0]} is a store; give what it was built from")
+        return options, data
+
     def read(self, args: Sequence[str]) -> tuple[argparse.Namespace, DataSettings]:
         """Return the command's own options, and what its data are."""
         options, settings = self.parse_known_args(args)
@@ -96,7 +103,8 @@ def _json_lines(path: Path, image_root: str | None) -> JsonLines:
     if len(splits) < len(files):
         raise CCRError(f"{path}: a split is there twice, as .jsonl and as .jsonl.gz; keep one of them.")
     in_order = {split: splits[split] for split in sorted(splits, key=_usual_order)}
-    return JsonLines(in_order, str(root) if image_root is None else image_root, name=path.name.split(".jsonl")[0])
+    name = path.resolve().name.split(".jsonl")[0]
+    return JsonLines(in_order, str(root) if image_root is None else image_root, name=name)
 
 
 def _usual_order(split: str) -> tuple[int, str]:

@@ -46,7 +46,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--cache_dir")
     parser.add_argument("--bad_records", choices=("error", "skip"))
     parser.add_argument("--max_bad_fraction", type=float)
-    options, data = parser.read(args)
+    options, data = parser.read_unprepared(args)
     source = data.source
     for split in options.split or ():
         check_split(source.name, split, source.splits)

@@ -51,7 +51,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--shard_mb", type=float, default=256.0)
     parser.add_argument("--bad_records", choices=("error", "skip"))
     parser.add_argument("--max_bad_fraction", type=float)
-    options, data = parser.read(args)
+    options, data = parser.read_unprepared(args)
     if not 0 < options.shard_mb < 1e6:
         parser.error(f"--shard_mb is {options.shard_mb}; give a number of MB above 0")
     source = data.source

@@ -27,7 +27,7 @@ from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 BadRecords = Literal["error", "skip"]
 
-FILE_BYTES = 256 * 2**20  # of pictures in one file of a store
+FILE_BYTES = 2**30  # of pictures in one file of a store; each takes a descriptor of every process that reads it
 FILE_RECORDS = 20_000  # read for one file at the most, so that many bad ones are seen before the end
 EARLIEST_STOP = 1000  # of fewer records, the share of bad ones says nothing about those to come
 
@@ -92,7 +92,14 @@ def build_store(
                     return
         except OSError as error:
             raise CCRError(f"the store {folder} cannot be written ({error}); {_ADVICE}.") from error
-    refuse_what_lacks(folder, read_manifest(folder), bad_records, max_bad_fraction)
+    manifest = read_manifest(folder)
+    refuse_what_lacks(folder, manifest, bad_records, max_bad_fraction)
+    if manifest["bad_records"]:
+        print(
+            f"{folder.name} was built without {manifest['bad_records']} of {manifest['records']} records; see "
+            f"{folder / LEFT_OUT}, and delete the folder to try them again",
+            file=sys.stderr,
+        )
 
 
 def refuse_what_lacks(folder: Path, counts: dict[str, Any], bad_records: BadRecords, max_bad_fraction: float) -> None:
@@ -102,7 +109,8 @@ def refuse_what_lacks(folder: Path, counts: dict[str, Any], bad_records: BadReco
         CCRError: It does.
     """
     if bad := counts["bad_records"]:
-        first = next(entry for entry in read_left_out(folder) if entry["left_out"] == "record")
+        entries = (entry for entry in read_left_out(folder) if entry["left_out"] == "record")
+        first = next(entries, {"message": "it is not listed."})
         if bad_records == "error":
             raise CCRError(
                 f"{folder} was built without {bad} bad records (the first: {first['message']}); mend the data and "
@@ -187,12 +195,14 @@ def _finished_files(partial: Path, begun: dict[str, Any]) -> list[WrittenFile]:
         _write_json(partial / _BEGUN, begun)
     files: list[WrittenFile] = []
     while (path := partial / f"{_file_name(len(files))}.json").is_file():
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        content = partial / fields["name"]
-        if not content.is_file() or sha256_of(content) != fields["sha256"]:
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if sha256_of(partial / _file_name(len(files))) != fields["sha256"]:
+                break
+            counters = {name: Counter(fields[name]) for name in ("captions", "images_with_caption")}
+            files.append(WrittenFile(**{**fields, **counters}))
+        except (OSError, ValueError, TypeError, KeyError):  # it is written again
             break
-        counters = {name: Counter(fields[name]) for name in ("captions", "images_with_caption")}
-        files.append(WrittenFile(**{**fields, **counters}))
     return files
 
 

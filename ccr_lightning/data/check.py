@@ -152,13 +152,17 @@ class StoreSource:
         return str(self._store.manifest["fingerprint"])
 
     def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
-        """Yield the rows; what the store was built without is reported."""
+        """Yield the rows; what the store was built without is reported, blank captions with the first row."""
+        blank: list[str] = []
         for entry in read_left_out(self._store.folder):
             if entry["left_out"] == "record":
                 report(RecordFault(entry["message"], cast(FaultKind, entry["kind"])))
+            else:
+                blank.append(entry["message"].removesuffix(": the caption is blank."))
         for row, name in enumerate(self._store.image_names):
             captions = self._store.captions_with_origin(row)
-            yield ImageCaptions(name, self._store.image(row), captions, self._store.where(row))
+            yield ImageCaptions(name, self._store.image(row), captions, self._store.where(row), tuple(blank))
+            blank = []
 
 
 class _Split:
@@ -195,6 +199,8 @@ class _Split:
         """What is wrong within the split."""
         self._find_repeated_pictures()
         self._find_repeated_captions()
+        if not self.counts.images and "unreadable split" not in self._found:
+            self._find("empty split", f"{self.name}: there are no images with captions; check its file.")
         for language, lacking in self._lacking.items():
             if self.counts.images and not self.counts.images_with_caption[language]:
                 self._find("language without captions", f"{self.name}: no image has a caption in {language!r}.")
@@ -245,9 +251,13 @@ class _Split:
     def _find_repeated_captions(self) -> None:
         for language, (hashes, rows) in self._captions.items():
             for second, first in _repeated(_hashes(hashes)):
-                if rows[second] != rows[first]:
-                    place = f"{self._where[rows[second]]}: the caption in {language!r} is also that of "
-                    self._find("repeated caption", f"{place}{self._where[rows[first]]}.", is_fault=False)
+                where = self._where[rows[second]]
+                if rows[second] == rows[first]:
+                    place = f"{where}: the image has a caption in {language!r} twice."
+                    self._find("caption twice", place, is_fault=False)
+                else:
+                    place = f"{where}: the caption in {language!r} is also that of {self._where[rows[first]]}."
+                    self._find("repeated caption", place, is_fault=False)
 
     def _find(self, kind: str, place: str, is_fault: bool = True) -> None:
         self._found.setdefault(kind, Finding(kind, self.name, is_fault)).add(place)

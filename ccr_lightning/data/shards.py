@@ -13,7 +13,6 @@ from typing import IO, Any
 from ccr_lightning._version import __version__
 from ccr_lightning.data.build import (
     EARLIEST_STOP,
-    FILE_BYTES,
     BadRecords,
     WrittenFile,
     alone,
@@ -37,11 +36,14 @@ from ccr_lightning.types import ImageCaptions, MachineTranslation
 _ADVICE = "free some space or choose another folder"
 
 
+SHARD_BYTES = 256_000_000  # of pictures
+
+
 def write_shards(
     source: Source,
     split: str,
     folder: str | Path,
-    shard_bytes: int = FILE_BYTES,
+    shard_bytes: int = SHARD_BYTES,
     bad_records: BadRecords = "error",
     max_bad_fraction: float = 0.01,
 ) -> ShardIndex:

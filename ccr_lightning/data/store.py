@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import sha256_of
+from ccr_lightning.files import file_name, sha256_of
 from ccr_lightning.types import MachineTranslation
 
 FORMAT = 2
@@ -109,8 +110,12 @@ class Store:
 
 
 def store_folder(source: Source, split: str, cache_dir: Path) -> Path:
-    """Return where the store of a split lies; other data, settings or another format of stores have another place."""
-    return cache_dir / f"{source.name}-{split}-{source.fingerprint(split)}-v{FORMAT}"
+    """Return where the store of a split lies; other data, settings or another format of stores have another place.
+
+    Raises:
+        CCRError: The source's name or the split's is none for a file.
+    """
+    return cache_dir / file_name(f"{source.name}-{split}-{source.fingerprint(split)}-v{FORMAT}")
 
 
 def open_store(folder: str | Path) -> Store:
@@ -124,6 +129,7 @@ def open_store(folder: str | Path) -> Store:
     folder = Path(folder)
     try:
         manifest = read_manifest(folder)
+        _allow_open_files(len(manifest["files"]))
         tables, maps = [], []
         for file in manifest["files"]:
             path = folder / file["name"]
@@ -137,9 +143,21 @@ def open_store(folder: str | Path) -> Store:
             raise ValueError(f"{table.num_rows} rows instead of {manifest['images']}")
     except CCRError:
         raise
+    except FileNotFoundError as error:
+        raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
+    except OSError as error:  # which is nothing that building it again would mend
+        raise CCRError(f"the store {folder} cannot be opened ({error}); see to that and start again.") from error
     except Exception as error:
         raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
     return Store(folder, manifest, table, maps)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's own limit of open files, of which a store of millions of images needs hundreds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(hard, soft + count)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -150,7 +168,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format"]
+        if (version := manifest["format"]) == FORMAT:
+            _check_manifest(manifest)
     except FileNotFoundError as error:
         raise CCRError(f"there is no store in {folder}; build it with prepare_data() or ccr data build.") from error
     except Exception as error:
@@ -158,6 +177,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise CCRError(f"the store {folder} is of another version; delete the folder to build it again.")
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    texts = [manifest[name] for name in ("source", "split", "fingerprint")]
+    numbers = [manifest[name] for name in ("records", "images", "bad_records", "blank_captions")]
+    numbers += [*manifest["captions"].values(), *manifest["images_with_caption"].values()]
+    for file in manifest["files"]:
+        texts += [file_name(file["name"]), file["sha256"]]
+        numbers += [file["rows"], file["bytes"]]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError("something in its manifest is of the wrong kind")
 
 
 def read_left_out(folder: Path) -> list[dict[str, str]]:

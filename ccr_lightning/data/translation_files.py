@@ -15,7 +15,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, file_name
 
 _ADVICE = "free some space or choose another folder"
 
@@ -74,7 +74,7 @@ class TranslationFiles:
 
     def __init__(self, out: Path, split: str) -> None:
         self.out = out
-        self.lines = out / f"{split}.jsonl"
+        self.lines = out / file_name(f"{split}.jsonl")
         self.part = out / f"{split}.jsonl.part"
         self.state = out / f"{split}.translation.json"
         self._lock = out / f".{split}.translation.lock"

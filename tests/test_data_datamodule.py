@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -348,6 +349,28 @@ def test_a_resume_within_an_epoch_needs_the_same_global_batch(data, stopped):
         trainer().fit(Watcher(), datamodule=data(batch_size=8), ckpt_path=stopped)
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"length_window": 5}, "length_window 5"),
+        ({"seed": 1}, "seed 1"),
+        ({"languages": ["en", "de"]}, "18 images of a store in en, de, seed 0"),
+        ({"languages_per_step": 2}, "2 languages a step"),
+    ],
+)
+def test_a_resume_within_an_epoch_needs_the_same_order(data, stopped, changed, says):
+    with pytest.raises(CCRError, match=rf"within an epoch of 18 images .*, and now .*{says}.*; resume as"):
+        trainer().fit(Watcher(), datamodule=data(**changed), ckpt_path=stopped)
+
+
+def test_a_resume_within_an_epoch_needs_the_same_images(data, stopped):
+    module = data()
+    path = Path(module.source.files["train"])
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(CCRError, match=r"within an epoch of 18 images .*, and now there would be 17 images"):
+        trainer().fit(Watcher(), datamodule=module, ckpt_path=stopped)
+
+
 def test_the_same_global_batch_may_be_split_in_another_way(data, stopped):
     whole = Watcher()
     trainer().fit(whole, datamodule=data())
@@ -409,7 +432,7 @@ def test_the_checkpoints_tokeniser_is_used(data, tiny_jsonl, tmp_path):
     fitting.fit(Watcher(), datamodule=trained)
     fitting.save_checkpoint(tmp_path / "run.ckpt")
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert list(checkpoint["CaptionDataModule"]) == ["tokenizer", "global_batch"]
+    assert list(checkpoint["CaptionDataModule"]) == ["tokenizer", "global_batch", "order"]
     assert "datamodule_hyper_parameters" not in checkpoint
 
     only_test = tiny_jsonl(train=2, val=2, test=5, folder="elsewhere", languages=("de",))

@@ -92,7 +92,7 @@ def test_gzip_byte_order_mark_and_windows_line_ends(folder):
         ({**GOOD, "image_id": ""}, "image_id is ''"),
         ({**GOOD, "image_id": True}, "image_id is True"),
         ({**GOOD, "image_id": 1.5}, "image_id is 1.5"),
-        ({**GOOD, "captions": {}}, "captions is {}"),
+        ('{"image": "a.jpg", "captions": {"en": "one", "en": "two"}}', "the key 'en' is there twice"),
         ({**GOOD, "captions": "A dog."}, "captions is 'A dog.'"),
         ({**GOOD, "captions": {"de": []}}, "'de' are []"),
         ({**GOOD, "captions": {"de": {"text": "Hund"}}}, "a caption in 'de' is {"),
@@ -135,6 +135,20 @@ def test_bad_lines_do_not_keep_the_languages_from_being_found(source):
     assert source(GOOD, "{").languages == ("en", "de")
     with pytest.raises(CCRError, match=r"train.jsonl:1: not valid JSON"):
         source("{", "[").languages  # noqa: B018
+
+
+def test_a_split_that_cannot_be_read_does_not_keep_the_languages_from_being_found(source, folder):
+    (folder / "val.jsonl").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    data = JsonLines({**source(GOOD).files, "val": str(folder / "val.jsonl")}, str(folder / "images"))
+    assert data.languages == ("en", "de")
+    assert len(list(data.records("train"))) == 1
+    with pytest.raises(CCRError, match="git-LFS pointer"):
+        next(data.records("val"))
+
+
+def test_an_image_without_captions_and_blank_lines_are_passed_over(source):
+    data = source(GOOD, {"image": "b.jpg", "captions": {}}, "", "  ")
+    assert [record.image_id for record in data.records("train")] == ["a"]
 
 
 def test_bad_lines_can_be_passed_over(source, folder):

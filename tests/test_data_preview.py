@@ -196,6 +196,13 @@ def test_missing_and_blank_captions_are_marked(show):
     assert text_of(page.find(".//p[@class='counts']")).endswith("2 blank captions left out")
 
 
+def test_a_file_that_is_no_page_is_not_replaced(tmp_path):
+    (tmp_path / "captions.jsonl").write_text("mine")
+    with pytest.raises(CCRError, match=r"captions\.jsonl is there, and no page"):
+        write_preview(Records(train=[record()]), tmp_path / "captions.jsonl", ["train"])
+    assert (tmp_path / "captions.jsonl").read_text() == "mine"
+
+
 def test_machine_translations_are_marked(show):
     german = MachineTranslation("ein Hund", "m2m100 & co", "2026-11-25")
     page = show(Records(train=[record(captions={"en": ("a dog",), "de": (german, "zwei")})]))

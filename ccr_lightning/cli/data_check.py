@@ -21,7 +21,8 @@ Remarks (they may be meant): images without some language; captions that several
 there twice in train, which are false negatives in training.
 
 arguments:
-  CONFIG|PATH           a configuration with data.source (several are merged), JSON lines or a folder of them, a store
+  CONFIG|PATH           a configuration with data.source (several are merged), JSON lines or a folder of them, a
+                        store, or a folder of shards
 
 options:
   --split NAME ...      splits to check (default: all)

@@ -14,7 +14,8 @@ Writes one HTML page with a sample of the images of each split and their caption
 browser; it works offline. Records and images that cannot be read are shown with their file and line.
 
 arguments:
-  CONFIG|PATH           a configuration with data.source (several are merged), JSON lines or a folder of them, a store
+  CONFIG|PATH           a configuration with data.source (several are merged), JSON lines or a folder of them, a
+                        store, or a folder of shards
 
 options:
   --split NAME ...      splits to show (default: all)

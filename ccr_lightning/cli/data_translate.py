@@ -14,9 +14,9 @@ HELP = """\
 usage: ccr data translate CONFIG|PATH --model NAME_OR_PATH --to de,fr,... --out FOLDER [options]
 
 Translates the captions of a split and writes FOLDER/SPLIT.jsonl: the same images with the captions that they have and
-their translations, marked as such. Images stay where they are; those that the data holds itself are written to
-FOLDER/images. Started again with the same settings it goes on where it was interrupted. At the end it prints the part
-of a configuration that reads the result.
+their translations, marked as such. A bad record stops it before it starts. Images stay where they are; those that the
+data holds itself are written to FOLDER/images. Started again with the same settings it goes on where it was
+interrupted. At the end it prints the part of a configuration that reads the result.
 
 arguments:
   CONFIG|PATH           a configuration with data.source (several are merged), or a file or folder of JSON lines

@@ -21,7 +21,7 @@ commands:
   validate    score a checkpoint on the validation split
   test        score a checkpoint on the test split: recall per language and direction, MRV
   predict     write the embeddings of the test split's images and captions
-  data        check, preview, build and translate captioned images, without a model
+  data        check, preview, build, shard and translate captioned images, without a model
 
 start here:
   ccr fit --config configs/pretrain.yaml        train on the built-in pictures (about 8 minutes on 2 CPU cores)

@@ -14,7 +14,7 @@ from typing import Any
 from ccr_lightning.cli.messages import load_config
 from ccr_lightning.errors import CCRError
 
-_OF_THE_DATA = ("source", "languages")  # what another source has its own of
+_OF_THE_DATA = ("source", "languages", "languages_per_step", "required_languages")  # what another source has its own of
 
 
 def add_run_config(args: Sequence[str], run: Path) -> list[str]:

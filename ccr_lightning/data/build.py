@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ccr_lightning._version import __version__
 from ccr_lightning.data.cache import writable_folder
-from ccr_lightning.data.faults import RecordFault
+from ccr_lightning.data.faults import RecordFault, printable
 from ccr_lightning.data.progress import counted
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
@@ -264,7 +264,7 @@ def _row(record: ImageCaptions) -> dict[str, Any]:
             if isinstance(text, MachineTranslation)
         ],
         "text_length": sum(lengths) // max(len(lengths), 1),
-        "where": record.where,
+        "where": printable(record.where),
     }
 
 

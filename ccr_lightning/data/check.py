@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ccr_lightning.data.faults import FaultKind, RecordFault, Report, stop
+from ccr_lightning.data.faults import FaultKind, RecordFault, Report, printable, stop
 from ccr_lightning.data.progress import counted
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
@@ -48,7 +48,7 @@ class Finding:
         """Count it, and remember its place if it is one of the first."""
         self.count += 1
         if len(self.places) < PLACES:
-            self.places.append(place)
+            self.places.append(printable(place))
 
 
 @dataclass

@@ -141,7 +141,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._stores: dict[str, Store] = {}
         self._shards: ShardIndex | None = None
         self._saved_global_batch: int | None = None
-        self._saved_stream: str | None = None
+        self._saved_order: str | None = None
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -246,14 +246,15 @@ class CaptionDataModule(lightning.LightningDataModule):
         return batch._replace(images=self.transform.normalize(batch.images))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokeniser, as plain types, how many images all devices take at a step, and how shards are read."""
+        """Return the tokeniser, as plain types, how many images all devices take at a step, and what orders them."""
         state: dict[str, Any] = {"tokenizer": self.tokenizer.to_dict(), "global_batch": self._global_batch()}
-        return state if self.train_shards is None else {**state, "train_shards": self._stream()}
+        is_fitting = self.train_shards is not None or "train" in self._stores
+        return {**state, "order": self._order_of_images()} if is_fitting else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the checkpoint's tokeniser, since its weights belong to it; ``max_tokens`` stays as configured."""
         self._load_tokenizer(state_dict["tokenizer"])
-        self._saved_stream = state_dict.get("train_shards")
+        self._saved_order = state_dict.get("order")
         self._saved_global_batch = state_dict.get("global_batch")  # None in checkpoints of earlier versions
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
@@ -315,13 +316,17 @@ class CaptionDataModule(lightning.LightningDataModule):
         collate = partial(collate_training, tokenizer=self._ready_tokenizer())
         return ShardLoader(stream, collate, self._loader_settings())
 
-    def _stream(self) -> str | None:
-        """What the order of images from shards depends on besides the seed and the epoch."""
+    def _order_of_images(self) -> str:
+        """What the order of images and the draws depend on besides the epoch; of a store, not the devices."""
+        drawn = f"{', '.join(self.languages)}, seed {self.seed}"
+        if self.languages_per_step is not None:
+            drawn += f", {self.languages_per_step} languages a step with {', '.join(self.required_languages) or 'any'}"
         if self.train_shards is None:
-            return None
+            manifest = self._store("train").manifest
+            return f"{manifest['images']} images of a store in {drawn}, length_window {self.length_window}"
         digest = hashlib.sha256(json.dumps(self._shard_index().content).encode()).hexdigest()[:8]
         return (
-            f"shards {digest} in {', '.join(self.languages)} that {self._rank_and_world_size()[1]} devices read with "
+            f"shards {digest} in {drawn}, that {self._rank_and_world_size()[1]} devices read with "
             f"{max(1, self.num_workers)} workers each, {self.batch_size} images at a time out of {self.shuffle_buffer}"
         )
 
@@ -388,10 +393,10 @@ class CaptionDataModule(lightning.LightningDataModule):
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         if epochs.started == epochs.processed or not batches.processed:
             return epochs.processed, 0
-        if self._saved_stream != (now := self._stream()):
+        if self._saved_order not in (None, now := self._order_of_images()):
             raise CCRError(
-                f"the checkpoint lies within an epoch of {self._saved_stream or 'a store'}, and now there would be "
-                f"{now or 'a store'}, in another order; resume as it was, or from the end of an epoch."
+                f"the checkpoint lies within an epoch of {self._saved_order}, and now there would be {now}, in another "
+                "order; resume as it was, or from the end of an epoch."
             )
         if self._saved_global_batch not in (None, self._global_batch()):
             raise CCRError(

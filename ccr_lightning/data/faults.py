@@ -28,8 +28,18 @@ class RecordFault(CCRError):
     """
 
     def __init__(self, message: str, kind: FaultKind = "unreadable record") -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.kind: FaultKind = kind
+
+
+def printable(text: str) -> str:
+    r"""Return a text whose control characters and undecodable bytes are written out, so that it is one line anywhere.
+
+    Example:
+        >>> printable("a\x1b[31m\nb.jpg")
+        'a\\x1b[31m\\nb.jpg'
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 Report = Callable[[RecordFault], None]

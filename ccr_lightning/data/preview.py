@@ -91,6 +91,9 @@ def write_preview(
     """
     if count < 1:
         raise CCRError(f"a preview of {count} images per split shows nothing; give 1 or more.")
+    page_file = Path(path)
+    if page_file.is_file() and not page_file.read_bytes().startswith(b"<!DOCTYPE html>"):
+        raise CCRError(f"{path} is there, and no page; choose another name.")
     for split in splits:
         check_split(source.name, split, source.splits)
     sections, previews = [], []

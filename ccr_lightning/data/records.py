@@ -18,17 +18,25 @@ from ccr_lightning.types import ImageCaptions
 RecordOrFault: TypeAlias = ImageCaptions | RecordFault
 
 _AHEAD = 4  # pictures in hand per core
+_IN_A_ROW = 20_000  # bad records, which are held in memory until a good one comes
 
 
 def read_records(source: Source, split: str) -> Iterator[RecordOrFault]:
     """Yield the records of a split, and in their places the faults of those that cannot be used.
 
     Raises:
-        CCRError: A file cannot be read.
+        CCRError: A file cannot be read, or 20,000 records in a row cannot be used.
     """
     faults: list[RecordFault] = []
+
+    def report(fault: RecordFault) -> None:
+        if len(faults) == _IN_A_ROW:
+            raise CCRError(f"{str(faults[0]).removesuffix('.')} (so are {_IN_A_ROW - 1:,} records after it in a row).")
+        fault.__traceback__ = fault.__cause__ = fault.__context__ = None  # which hold the line that they are about
+        faults.append(fault)
+
     try:
-        for record in source.records(split, faults.append):
+        for record in source.records(split, report):
             yield from faults
             faults.clear()
             yield record
@@ -43,7 +51,7 @@ def with_pictures(records: Iterable[RecordOrFault]) -> Iterator[RecordOrFault]:
     A picture that cannot be decoded becomes a fault in the place of its record. Pictures are decoded on all cores, some
     ahead of what is asked for.
     """
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
         pending: deque[Future[RecordOrFault]] = deque()
         try:

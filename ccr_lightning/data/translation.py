@@ -128,6 +128,8 @@ def _survey(source: Source, settings: Settings, out: Path) -> Translation:
         root = str(Path(source.image_root).resolve())
     else:
         root = os.path.commonpath([*folders, *_folders_of_other_splits(source, settings.split)])
+        if root == os.path.dirname(root):
+            raise CCRError(f"the images of {source.name} have no folder in common but {root}; put them into one.")
     return Translation(settings, _today(), root, images, captions_to_do)
 
 

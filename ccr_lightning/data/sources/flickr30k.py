@@ -13,7 +13,7 @@ from ccr_lightning.data.sources.reading import (
     find_file,
     image_below,
     parse_json,
-    read_lines,
+    read_json_lines,
     without_blank,
 )
 from ccr_lightning.types import ImageCaptions
@@ -70,7 +70,7 @@ class Flickr30k:
             captions, blank = without_blank({"en": [(text, line.where) for text in texts]})
             return ImageCaptions(image, path, captions, line.where, blank)
 
-        yield from usable(record, read_lines(self._file(split)), report)
+        yield from usable(record, read_json_lines(self._file(split)), report)
 
     def _file(self, split: str) -> Path:
         check_split(self.name, split, self.splits)

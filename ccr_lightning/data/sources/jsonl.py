@@ -16,7 +16,7 @@ from ccr_lightning.data.sources.reading import (
     image_below,
     is_blank,
     parse_json,
-    read_lines,
+    read_json_lines,
 )
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions, MachineTranslation
@@ -95,11 +95,17 @@ class JsonLines:
         """Languages of the captions, in the order of the K axis."""
         if self._languages is None:
             there = [split for split, path in self.files.items() if os.path.isfile(path)]
-            faults: list[RecordFault] = []
-            lines = (line for split in there or self.files for line in self._lines(split, faults.append))
-            self._languages = tuple(dict.fromkeys(language for line in lines for language in line.captions))
-            if faults and not self._languages:
+            faults: list[CCRError] = []
+            found: dict[str, None] = {}
+            for split in there or self.files:
+                try:
+                    for line in self._lines(split, lambda fault: None if faults else faults.append(fault)):
+                        found |= dict.fromkeys(line.captions)
+                except CCRError as error:  # for records() to say, of a split that is asked for
+                    faults.append(error)
+            if faults and not found:
                 raise faults[0]
+            self._languages = tuple(found)
         return self._languages
 
     def fingerprint(self, split: str) -> str:
@@ -168,7 +174,7 @@ class JsonLines:
         def parse(line: Line) -> _Line:
             return _parse(line, self.machine_translations)
 
-        yield from usable(parse, (line for line in read_lines(self._path(split)) if line.raw.strip()), report)
+        yield from usable(parse, read_json_lines(self._path(split)), report)
 
 
 class _Line(NamedTuple):
@@ -199,7 +205,7 @@ def _parse(raw: Line, machine_translations: bool) -> _Line:
 
 
 def _captions(by_language: Any, machine_translations: bool, where: str) -> dict[str, tuple[str, ...]]:
-    if not isinstance(by_language, dict) or not by_language:
+    if not isinstance(by_language, dict):
         raise RecordFault(f"{where}: captions is {by_language!r}; give an object of language to one caption or a list.")
     captions = {}
     for language, texts in by_language.items():

@@ -15,7 +15,7 @@ from ccr_lightning.data.sources.reading import (
     image_below,
     image_from_base64,
     parse_json,
-    read_lines,
+    read_json_lines,
     without_blank,
 )
 from ccr_lightning.errors import CCRError
@@ -95,7 +95,7 @@ class PretrainJsonLines:
             return ImageCaptions(image_id, image, captions, line.where, blank)
 
         for path in self._files(split):
-            yield from usable(record, read_lines(path), report)
+            yield from usable(record, read_json_lines(path), report)
 
     def _captions(self, given: Any, line: Line) -> dict[str, list[tuple[str, str]]]:
         several = given if isinstance(given, list) else [given]

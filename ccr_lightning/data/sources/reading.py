@@ -17,6 +17,7 @@ from ccr_lightning.data.images import LFS_POINTER, MAX_BYTES, ZIP_ARCHIVE
 from ccr_lightning.errors import CCRError
 
 MAX_LINE_BYTES = MAX_BYTES * 3 // 2  # room for an image in base64 and its captions
+MAX_JSON_BYTES = 1_000_000_000  # of a whole file, which may be one line
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _EXPANSION, _EXPANSION_FROM = 200, 64 * 2**20  # captions shrink 3 to 20 times; a bomb 1,000 times
@@ -92,12 +93,12 @@ def find_file(path: Path, obtain: str) -> Path:
     raise CCRError(f"{path}: there is no such file; {obtain}.")
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path, longest: int | None = None) -> Iterator[Line]:
     r"""Yield the lines of a file, plain or gzip.
 
     Lines end with LF or CR LF; other characters that Unicode counts as line ends are part of a caption. A byte order
-    mark is left out. Memory is bounded: a line has at most ``MAX_LINE_BYTES``, and a compressed file expands to at most
-    200 times its size.
+    mark is left out. Memory is bounded: a line has at most ``longest`` bytes, by default ``MAX_LINE_BYTES``, and a
+    compressed file expands to at most 200 times its size.
 
     Raises:
         CCRError: The file cannot be read, is empty, is a git-LFS pointer or a zip archive, or is beyond those bounds.
@@ -110,6 +111,7 @@ def read_lines(path: Path) -> Iterator[Line]:
         ['ein Hund', 'zwei\u2028Hunde']
     """
     number = 0
+    longest = MAX_LINE_BYTES if longest is None else longest
     try:
         with path.open("rb") as stream:
             head = stream.read(len(LFS_POINTER))
@@ -120,12 +122,12 @@ def read_lines(path: Path) -> Iterator[Line]:
         opener: Any = gzip.open if head.startswith(b"\x1f\x8b") else open
         most = max(_EXPANSION_FROM, _EXPANSION * path.stat().st_size)
         with opener(path, "rb") as content:
-            while raw := content.readline(MAX_LINE_BYTES + 1):
+            while raw := content.readline(longest + 1):
                 number += 1
                 where = f"{path}:{number}"
                 most -= len(raw)
-                if len(raw) > MAX_LINE_BYTES:
-                    raise CCRError(f"{where}: longer than {MAX_LINE_BYTES // 10**6} MB; this is no file of captions.")
+                if len(raw) > longest:
+                    raise CCRError(f"{where}: longer than {longest // 10**6} MB; this is no file of captions.")
                 if most < 0:
                     raise CCRError(f"{where}: expands to more than {_EXPANSION} times its size; fetch the file again.")
                 if number == 1:
@@ -145,7 +147,7 @@ def parse_json(line: Line) -> dict[str, Any]:
     """
     text = line.text
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_each_key_once)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -157,13 +159,27 @@ def parse_json(line: Line) -> dict[str, Any]:
     return value
 
 
+def read_json_lines(path: Path) -> Iterator[Line]:
+    """Yield the lines of a file of JSON lines; blank ones, as at its end, are passed over."""
+    return (line for line in read_lines(path) if line.raw.strip())
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that is there twice the reader would drop one."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return fields
+
+
 def read_json(path: Path) -> Any:
     """Return the JSON value of a whole file, plain or gzip.
 
     Raises:
         CCRError: As :func:`read_lines`; it is not UTF-8 or not JSON, and the fault is given with its line.
     """
-    text = "\n".join(line.text for line in read_lines(path))
+    text = "\n".join(line.text for line in read_lines(path, MAX_JSON_BYTES))
     try:
         return json.loads(text)
     except RecursionError as error:

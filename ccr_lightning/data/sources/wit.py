@@ -15,6 +15,7 @@ from ccr_lightning.data.sources.reading import (
     find_file,
     image_from_base64,
     parse_json,
+    read_json_lines,
     read_lines,
     without_blank,
 )
@@ -87,7 +88,7 @@ class WIT:
                 image = images.setdefault(url, _Image({}, line.where))
                 image.captions.setdefault(language, []).append((caption, line.where))
 
-            for _ in usable(add, read_lines(path), report):
+            for _ in usable(add, read_json_lines(path), report):
                 pass
 
         def record(picture: _Picture) -> ImageCaptions:
@@ -107,7 +108,7 @@ class WIT:
 
     def _from_lines(self, split: str) -> Iterator[_Picture]:
         for path in self._files(split).values():
-            for line in read_lines(path):
+            for line in read_json_lines(path):
                 try:
                     record = parse_json(line)
                 except RecordFault:  # reported before

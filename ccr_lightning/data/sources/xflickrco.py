@@ -15,7 +15,7 @@ from ccr_lightning.data.sources.reading import (
     files_fingerprint,
     find_file,
     image_below,
-    read_lines,
+    read_json_lines,
     without_blank,
 )
 from ccr_lightning.errors import CCRError
@@ -93,7 +93,7 @@ class XFlickrCO:
                     raise repeated_image(line.where, image)
                 captions[language] = [(text, line.where) for text in texts]
 
-            for _ in usable(add, read_lines(path), report):
+            for _ in usable(add, read_json_lines(path), report):
                 pass
         flickr_root, coco_root = self._flickr_root.resolve(), (self._coco_root / "val2014").resolve()
 

@@ -15,7 +15,7 @@ from ccr_lightning.data.sources.reading import (
     find_file,
     image_below,
     parse_json,
-    read_lines,
+    read_json_lines,
     without_blank,
 )
 from ccr_lightning.types import ImageCaptions
@@ -81,7 +81,7 @@ class XM3600:
             )
             return ImageCaptions(key, image_below(root, f"{key}.jpg", line.where), captions, line.where, blank)
 
-        yield from usable(record, read_lines(self._file(split)), report)
+        yield from usable(record, read_json_lines(self._file(split)), report)
 
     def _file(self, split: str) -> Path:
         check_split(self.name, split, self.splits, "use it with ccr test")

@@ -56,6 +56,13 @@ def test_unknown_actions(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("action", ["check", "preview", "build"])
+def test_paths_that_no_file_can_have(action, capsys):
+    for path in ("a" * 300, "a" * 300 + ".yaml", "a\0b"):
+        assert main(["data", action, path]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {path}: ")
+
+
 def test_build(config, capsys, tmp_path):
     path, source = config
     assert main(["data", "build", str(path)]) == 0

@@ -422,6 +422,7 @@ def test_coco_errors(coco, tmp_path):
         ("COCO_val2014_1 牛", r"coco-cn\.txt:1: 'COCO_val2014_1 牛' is not '<image>#<number>', a tab and a caption"),
         ('{"annotations": [{"caption": 3, "image_id": 1}]}', r"coco-cn\.txt: annotation 1: caption is 3; it is a text"),
         ('{"annotations": [{"caption": "x", "image_id": [3]}]}', r"annotation 1: image_id is \[3\]; it is an integer"),
+        ('{"annotations": [{"caption": "x", "image_id": true}]}', r"annotation 1: image_id is True; it is an integer"),
         ('{"images": []}', r"coco-cn\.txt: annotations is missing or no list"),
         ('{"annotations": [\n{]}', r"coco-cn\.txt:2: not valid JSON"),
     ):

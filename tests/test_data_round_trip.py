@@ -66,6 +66,8 @@ LAYOUTS = {
     "pretrain-binary": Contents(PAPER, CAPTIONS_IN_JSON, (1, 3)),
     "jsonl": Contents(ALL, CAPTIONS_IN_JSON, (1, 2)),
 }
+# By the line, these say that a caption is missing, and of each split one image lacks a language.
+BLANK = {"multi30k-task1": 1, "multi30k-task1-gz": 1, "multi30k-task2": 5, "xflickrco": 1, "xtd": 1}
 
 
 def selected(records, contents, split):
@@ -130,7 +132,8 @@ def test_nothing_is_wrong_with_what_was_written(written, name):
     for split in settings.values():  # all at once, where all splits have the same settings
         chosen = list(records) if len(settings) == 1 else [split]
         report = check_source(layout.source(**LAYOUTS[name].settings(split)), chosen)
-        assert {finding.kind for finding in report.findings if finding.is_fault} <= {"blank caption"}
+        faults = {(finding.kind, finding.split, finding.count) for finding in report.findings if finding.is_fault}
+        assert faults == {("blank caption", one, BLANK[name]) for one in chosen if name in BLANK}
         for one in chosen:
             captions = Counter()
             for record in records[one]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -457,6 +458,19 @@ def test_images_that_a_source_holds_are_written(m2m, tmp_path):
     read = JsonLines({"train": str(tmp_path / "out" / "train.jsonl")}, translation.image_root)
     assert [record.image.read_bytes() for record in read.records("train")] == held
     assert len(list((tmp_path / "out" / "images").iterdir())) == 3
+
+
+def test_an_image_without_captions_keeps_its_line(m2m, tmp_path):
+    class Some(Pictures):
+        def records(self, split, report=None):
+            for place, record in enumerate(super().records(split, report)):
+                yield record if place else replace(record, captions={}, blank_captions=(record.where,))
+
+    source = Some(train=[_png("red"), _png("blue")])
+    translation = translate_source(source, "train", Translator(m2m), "en", ["de"], tmp_path / "out")
+    assert [line["captions"].keys() for line in _read(tmp_path / "out" / "train.jsonl")] == [set(), {"en", "de"}]
+    read = JsonLines({"train": str(tmp_path / "out" / "train.jsonl")}, translation.image_root)
+    assert [record.image.name for record in read.records("train")] == ["train-1.png"]
 
 
 def test_an_image_that_is_none_stops_before_the_work(m2m, tmp_path):

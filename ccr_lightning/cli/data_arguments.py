@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ccr_lightning.cli.messages import explain_parse_error, load_config
-from ccr_lightning.data.build import BadRecords
+from ccr_lightning.data.build import MAX_BAD_FRACTION, BadRecords
 from ccr_lightning.data.check import StoreSource
 from ccr_lightning.data.shards import verify_shards
 from ccr_lightning.data.sources.jsonl import JsonLines
@@ -79,23 +79,23 @@ def read_data(paths: Sequence[str], image_root: str | None = None, settings: Seq
     if len(paths) > 1 or settings:
         raise CCRError(f"{' '.join([*paths, *settings])}: give one path, or configurations (.yaml) and settings.")
     path = Path(paths[0])
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):
         verify_store(path)
-        return DataSettings(StoreSource(open_store(path)), None, None, 0.01)
-    if (path / INDEX).is_file():
+        return DataSettings(StoreSource(open_store(path)), None, None, MAX_BAD_FRACTION)
+    if os.path.isfile(path / INDEX):
         content = verify_shards(path).content
         source = WebDatasetShards({content["split"]: str(path)}, parallel=False, name=content["source"])
-        return DataSettings(source, None, None, 0.01)
-    return DataSettings(_json_lines(path, image_root), None, None, 0.01)
+        return DataSettings(source, None, None, MAX_BAD_FRACTION)
+    return DataSettings(_json_lines(path, image_root), None, None, MAX_BAD_FRACTION)
 
 
 def _json_lines(path: Path, image_root: str | None) -> JsonLines:
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike the methods of Path, False where a name is too long to be one
         files = sorted(file for ending in ("jsonl", "jsonl.gz") for file in path.glob(f"*.{ending}"))
         if not files:
             raise CCRError(f"{path}: no files *.jsonl and no store; pass a configuration, or a folder that has some.")
         root = path
-    elif path.is_file():
+    elif os.path.isfile(path):
         files, root = [path], path.parent
     else:
         raise CCRError(f"{path}: there is no such file or folder; check the path.")
@@ -113,13 +113,12 @@ def _usual_order(split: str) -> tuple[int, str]:
 
 
 def _from_configs(configs: Sequence[str], settings: Sequence[str]) -> DataSettings:
-    parser = _settings_parser()
+    parser = _settings_parser(configs)
     given = []
     for path in configs:
         data = load_config(path).get("data") or {}
         of_data = {name: data[name] for name in _SETTINGS if name in data}
         given += ["--config", json.dumps({"data": of_data})]
-    sys.argv = [sys.argv[0], *(part for path in configs for part in ("--config", path))]  # for the messages
     parsed = parser.parse_args([*given, *settings])
     if parsed.data.source is None:
         raise CCRError(f"{', '.join(configs)}: there is no data.source; name one by class_path and init_args.")
@@ -127,17 +126,17 @@ def _from_configs(configs: Sequence[str], settings: Sequence[str]) -> DataSettin
     return DataSettings(data.source, data.cache_dir, data.bad_records, data.max_bad_fraction)
 
 
-def _settings_parser() -> Any:
+def _settings_parser(configs: Sequence[str]) -> Any:
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise CCRError(explain_parse_error(message, [self])) from ex
+            raise CCRError(explain_parse_error(message, [self], configs)) from ex
 
     parser = Parser(allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--data.source", type=Source | None, default=None)
     parser.add_argument("--data.cache_dir", type=str | None, default=None)
     parser.add_argument("--data.bad_records", type=BadRecords | None, default=None)
-    parser.add_argument("--data.max_bad_fraction", type=float, default=0.01)
+    parser.add_argument("--data.max_bad_fraction", type=float, default=MAX_BAD_FRACTION)
     return parser

@@ -6,9 +6,8 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import pairwise
@@ -38,12 +37,13 @@ _UNKNOWN = (
 )
 
 
-def explain_parse_error(message: str, parsers: Iterable[ArgumentParser]) -> str:
+def explain_parse_error(message: str, parsers: Iterable[ArgumentParser], configs: Sequence[str] = ()) -> str:
     """Puts a parser's message into one sentence; for an unknown setting it names the closest known one.
 
     Args:
         message: The parser's message.
         parsers: The parsers, which know the settings.
+        configs: The configuration files that were parsed.
 
     Example:
         >>> parser = ArgumentParser()
@@ -53,7 +53,7 @@ def explain_parse_error(message: str, parsers: Iterable[ArgumentParser]) -> str:
     """
     if nested := re.search(r"'[^']+' is not a setting: (?:[^?]+\?|.*lists all settings\.)", message):
         return nested[0]
-    if explained := _explain_class(message):
+    if explained := _explain_class(message, configs):
         return explained
     for pattern in _UNKNOWN:
         if found := pattern.search(message):
@@ -61,14 +61,14 @@ def explain_parse_error(message: str, parsers: Iterable[ArgumentParser]) -> str:
             where = "".join(f"{place}." for place in re.findall(r'Parser key "([^"]+)"', message))
             hint = _suggestion(key, {*_dotted_settings(parsers), *_constructor_arguments(), *_CLASS_KEYS})
             return f"'{where}{key}' is not a setting: {hint}"
-    return _explain_config(message) or _explain_value(message) or " ".join(message.split())
+    return _explain_config(message, configs) or _explain_value(message) or " ".join(message.split())
 
 
-def _explain_config(message: str) -> str | None:
+def _explain_config(message: str, configs: Sequence[str]) -> str | None:
     """Names the file, which the parser does not, and the place in it."""
     if not message.startswith(("Problems parsing config", "Unexpected config")):
         return None
-    for path in _given_configs():
+    for path in configs:
         try:
             load_config(path)
         except CCRError as error:
@@ -100,16 +100,22 @@ def load_config(path: str) -> dict[str, Any]:
     return content
 
 
-def _given_configs() -> list[str]:
-    given = [arg.removeprefix("--config=") for arg in sys.argv if arg.startswith("--config=")]
-    return given + [path for arg, path in pairwise(sys.argv) if arg in ("-c", "--config")]
+def given_configs(args: Sequence[str]) -> list[str]:
+    """Return the configuration files that a command line names.
+
+    Example:
+        >>> given_configs(["fit", "--config", "a.yaml", "-c=b.yaml"])
+        ['b.yaml', 'a.yaml']
+    """
+    given = [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
+    return given + [path for arg, path in pairwise(args) if arg in ("-c", "--config")]
 
 
-def _explain_class(message: str) -> str | None:
+def _explain_class(message: str, configs: Sequence[str]) -> str | None:
     """Finds a misspelt ``class_path`` or ``init_args`` in the files, of which the parser says all sorts of things."""
     if message.startswith(("Problems parsing config", "Unexpected config")):
         return None
-    for path in _given_configs():
+    for path in configs:
         with suppress(OSError, ValueError, yaml.YAMLError):
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
             for key, meant in _misspelt_keys(content):

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ccr_lightning.cli.messages import load_config
+from ccr_lightning.cli.messages import given_configs, load_config
 from ccr_lightning.errors import CCRError
 
 _OF_THE_DATA = ("source", "languages", "languages_per_step", "required_languages")  # what another source has its own of
@@ -30,7 +30,7 @@ def add_run_config(args: Sequence[str], run: Path) -> list[str]:
     Raises:
         CCRError: The run has no configuration and none is given, or one cannot be read.
     """
-    configs = _given_configs(args)
+    configs = given_configs(args)
     file = run / "config.yaml"
     if not file.is_file():
         if configs:
@@ -47,11 +47,6 @@ def add_run_config(args: Sequence[str], run: Path) -> list[str]:
     given = {arg.split("=", 1)[0] for arg in args}
     added = [part for option, value in place.items() if option not in given for part in (option, value)]
     return [args[0], "--config", base, *added, *_without_config(args[1:], file)]
-
-
-def _given_configs(args: Sequence[str]) -> list[str]:
-    given = [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
-    return given + [path for arg, path in pairwise(args) if arg in ("-c", "--config")]
 
 
 def _without_config(args: Sequence[str], file: Path) -> list[str]:

@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ccr_lightning.cli.messages import explain_parse_error
+from ccr_lightning.cli.messages import explain_parse_error, given_configs
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.errors import CCRError
@@ -48,7 +48,7 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         subcommands = self._subcommands_action.choices.values() if self._subcommands_action else ()
-        raise CCRError(explain_parse_error(message, [self, *subcommands])) from ex
+        raise CCRError(explain_parse_error(message, [self, *subcommands], given_configs(sys.argv))) from ex
 
 
 class TrainingCLI(LightningCLI):

@@ -27,6 +27,8 @@ from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 BadRecords = Literal["error", "skip"]
 
+MAX_BAD_FRACTION = 0.01  # of the records of a split, where bad ones are left out
+
 FILE_BYTES = 2**30  # of pictures in one file of a store; each takes a descriptor of every process that reads it
 FILE_RECORDS = 20_000  # read for one file at the most, so that many bad ones are seen before the end
 EARLIEST_STOP = 1000  # of fewer records, the share of bad ones says nothing about those to come
@@ -56,7 +58,7 @@ def build_store(
     split: str,
     folder: str | Path,
     bad_records: BadRecords = "error",
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> None:
     """Write the split to a store, unless it is there.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from ccr_lightning.errors import CCRError
@@ -24,9 +25,18 @@ def default_cache_dir() -> Path:
     try:
         return writable_folder(usual)
     except CCRError:
-        fallback = Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"
+        fallback = _own_folder(Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}")
         warnings.warn(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.", stacklevel=2)
         return writable_folder(fallback)
+
+
+def _own_folder(folder: Path) -> Path:
+    """A folder in a place where all may write, of which nobody else has the making."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise CCRError(f"{folder} belongs to somebody else; set CCR_CACHE_DIR.")
+    return folder
 
 
 def writable_folder(folder: Path) -> Path:

@@ -14,7 +14,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ccr_lightning.data.build import BadRecords, build_store, check_max_bad_fraction, default_policy
+from ccr_lightning.data.build import MAX_BAD_FRACTION, BadRecords, build_store, check_max_bad_fraction, default_policy
 from ccr_lightning.data.cache import cache_folder
 from ccr_lightning.data.collate import collate_captions, collate_images, collate_training
 from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSamples
@@ -104,7 +104,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         train_shards: str | None = None,
         shuffle_buffer: int = 1000,
         bad_records: BadRecords | None = None,
-        max_bad_fraction: float = 0.01,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()

@@ -91,9 +91,7 @@ def write_preview(
     """
     if count < 1:
         raise CCRError(f"a preview of {count} images per split shows nothing; give 1 or more.")
-    page_file = Path(path)
-    if page_file.is_file() and not page_file.read_bytes().startswith(b"<!DOCTYPE html>"):
-        raise CCRError(f"{path} is there, and no page; choose another name.")
+    _refuse_to_replace(Path(path))
     for split in splits:
         check_split(source.name, split, source.splits)
     sections, previews = [], []
@@ -109,6 +107,20 @@ def write_preview(
     with atomic_write(Path(path), "the preview") as file:
         file.write(page.encode(errors="replace"))  # names of files need not be UTF-8
     return previews
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """A page may be replaced, but nothing else."""
+    begin = b"<!DOCTYPE html>"
+    try:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            is_page = file.read(len(begin)) == begin
+    except OSError as error:
+        raise CCRError(f"the preview {path} cannot be written ({error.strerror}); choose another name.") from error
+    if not is_page:
+        raise CCRError(f"{path} is there, and no page; choose another name.")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import IO, Any
 from ccr_lightning._version import __version__
 from ccr_lightning.data.build import (
     EARLIEST_STOP,
+    MAX_BAD_FRACTION,
     BadRecords,
     WrittenFile,
     alone,
@@ -45,7 +46,7 @@ def write_shards(
     folder: str | Path,
     shard_bytes: int = SHARD_BYTES,
     bad_records: BadRecords = "error",
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> ShardIndex:
     """Write the split to tar files in WebDataset's layout, unless they are there.
 

@@ -36,8 +36,8 @@ class Coco:
     puts in the place of Karpathy's.
 
     Not parallel: the captions are written independently in each language, but for 5,000 of COCO-CN that translate
-    English ones, so MRV says little. Captions are taken as they are, a blank one counts as missing. The image id is the
-    name of the image file.
+    English ones, so MRV says little. Captions are taken as they are, a blank one counts as missing; those of an image
+    that Karpathy's file lacks belong to no split and are passed over. The image id is the name of the image file.
 
     Licence: the captions of COCO, STAIR and YJ are CC BY 4.0, COCO-CN's MIT; for Karpathy's file none is stated. The
     images are Flickr's, under its terms of use.
@@ -210,7 +210,7 @@ def _list(record: Any, key: str, where: str | Path, error: type[CCRError] = CCRE
 
 def _number(record: Any, key: str, where: str) -> int:
     value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, int):
+    if type(value) is not int:  # True is an int too
         raise RecordFault(f"{where}: {key} is {value!r}; it is an integer.")
     return value
 

@@ -7,6 +7,7 @@ import binascii
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -85,10 +86,10 @@ def find_file(path: Path, obtain: str) -> Path:
         CCRError: Neither is; ``obtain`` says what to do.
     """
     for candidate in (path, path.with_name(f"{path.name}.gz")):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # unlike Path.is_file, this is also False where nobody may look
             return candidate
     zipped = path.with_name(f"{path.name}.zip")
-    if zipped.is_file():
+    if os.path.isfile(zipped):
         raise CCRError(f"{path}: there is only {zipped.name}; unzip it first.")
     raise CCRError(f"{path}: there is no such file; {obtain}.")
 

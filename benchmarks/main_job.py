@@ -48,7 +48,7 @@ def _row(seed: int, config: str, runs_dir: Path) -> list[str]:
 
 def _reranked(run: Path, by: str) -> dict[str, Any]:
     """Scores the run's best checkpoint, the best candidates of each query ordered once more."""
-    how = ["--model.rerank_depth", str(RERANK_DEPTH), "--model.rerank_by", by]
+    how = ["--model.protocol.rerank_depth", str(RERANK_DEPTH), "--model.protocol.rerank_by", by]
     _ccr("test", "--ckpt_path", str(run), *how, "--trainer.devices", "1")
     results: dict[str, Any] = json.loads((run / "results-reranked.json").read_text(encoding="utf-8"))
     return results

@@ -103,6 +103,23 @@ def mean(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def total(tensor: Tensor) -> Tensor:
+    """Sum of the tensors of all ranks, element by element, without gradient.
+
+    Every rank has to call it with the same shape and dtype. In a group of one it returns the input itself, detached.
+
+    Example:
+        >>> total(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    tensor = tensor.detach()
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """This rank's share of a mean over the items of all ranks: ``total * world size / sum of counts``.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ccr_lightning.errors import CCRError
 
@@ -72,3 +73,13 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """Return the sha256 of settings that JSON can hold.
+
+    Example:
+        >>> settings_sha256({"a": 1, "b": [2]}) == settings_sha256({"b": [2], "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

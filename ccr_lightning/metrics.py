@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,74 +11,31 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.functional.retrieval import (
-    Statistic,
-    align_ranks,
-    mean_rank_variance,
-    recall_at_k,
-    retrieval_ranks,
-)
-
-Direction = Literal["image_to_text", "text_to_image"]
+from ccr_lightning.functional.consistency import Statistic, align_ranks, mean_rank_variance
+from ccr_lightning.functional.galleries import Direction, Embeddings, ranks_by_language
+from ccr_lightning.functional.retrieval import recall_at_k
 
 _EMBEDS = ("image_embeds", "text_embeds")
 _INTEGERS = ("image_ids", "text_ids", "text_languages", "caption_indices", "language_counts")
 _SAME = 0.1  # relative distance up to which two embeddings of one item are taken for rounding
 
 
-class _LanguageRanks(NamedTuple):
-    image_ids: Tensor
-    ranks: Tensor
-    gallery: int
-
-
-class LanguageRanks(_LanguageRanks):
-    """The ranks of all queries of one direction in one language.
-
-    Attributes:
-        image_ids: (Q,) int64, the image that each query shows or describes, ascending; repeated for its captions.
-        ranks: (Q,) int64, from 1.
-        gallery: Number of items among which each query was ranked.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, image_ids: Tensor, ranks: Tensor, gallery: int) -> LanguageRanks:
-        """Restores the axis of a single query: ``Metric.compute`` squeezes every tensor of one element."""
-        return super().__new__(cls, image_ids.reshape(-1), ranks.reshape(-1), gallery)
-
-
-class _Seen(NamedTuple):
-    """What all devices have seen, each item once."""
-
-    image_embeds: Tensor  # (I, D)
-    image_ids: Tensor  # (I,), ascending
-    text_embeds: Tensor  # (N, D)
-    text_ids: Tensor  # (N,), ascending within a language
-    text_languages: Tensor  # (N,), ascending
-
-
-class RetrievalRanks(Metric):
-    """Collects embeddings, and ranks every query in every language.
+class RetrievalEmbeddings(Metric):
+    """Collects the embeddings of all devices, each item once: what every number of an evaluation follows from.
 
     Items are known by their ids: images by image id, captions by (image id, language, ``caption_index``). One that
-    comes again, as the padding of a distributed sampler does, is dropped. In one language
-
-    - ``image_to_text``: the queries are the images with a caption in the language, the gallery is all its captions;
-    - ``text_to_image``: the queries are the captions, the gallery is the images with a caption in the language.
-
-    So each language has its own gallery. Where every image has a caption in every language, that is all images. Works
-    on any number of devices, also if some saw more than others or nothing; the result is that of one device.
+    comes again, as the padding of a distributed sampler does, is dropped. Works on any number of devices, also if some
+    saw more than others or nothing; the result is that of one device.
 
     Args:
         kwargs: Passed on to ``torchmetrics.Metric``.
 
     Example:
-        >>> metric = RetrievalRanks()
+        >>> metric = RetrievalEmbeddings()
         >>> metric.update(torch.eye(3), None, torch.tensor([4, 5, 6]))
         >>> metric.update(None, torch.eye(3)[[0, 2, 2]], torch.tensor([4, 5, 6]), languages=torch.tensor([0, 0, 0]))
-        >>> metric.compute()["text_to_image"][0]
-        LanguageRanks(image_ids=tensor([4, 5, 6]), ranks=tensor([1, 3, 1]), gallery=3)
+        >>> ranks_by_language(metric.compute(), "text_to_image")[0].ranks
+        tensor([1, 3, 1])
     """
 
     is_differentiable = False
@@ -171,17 +128,16 @@ class RetrievalRanks(Metric):
             self.caption_indices.append(captions[3].long())
 
     def compute(self) -> Any:
-        """Ranks every query in both directions.
+        """Gathers the items of all devices.
 
         Returns:
-            Direction to language index to :class:`LanguageRanks`. Languages without any caption are left out.
+            :class:`~ccr_lightning.functional.galleries.Embeddings`.
 
         Raises:
-            CCRError: If there are no images or no captions, if the image of a caption is missing, if an id was given to
-                different items, or if embeddings are not finite.
+            CCRError: If there are no images or no captions, if the image of a caption is missing, or if an id was given
+                to different items.
         """
-        seen = self._seen()
-        return {direction: _ranks(seen, direction) for direction in get_args(Direction)}
+        return self._seen()
 
     def _present(
         self, text_embeds: Tensor, image_ids: Tensor, caption_mask: Tensor | None
@@ -201,7 +157,7 @@ class RetrievalRanks(Metric):
         row, language = caption_mask.nonzero(as_tuple=True)
         return text_embeds[row, language], image_ids[row], language, torch.zeros_like(language)
 
-    def _seen(self) -> _Seen:
+    def _seen(self) -> Embeddings:
         image_ids, text_ids = _concatenated(self.image_ids), _concatenated(self.text_ids)
         for what, ids in (("images", image_ids), ("captions", text_ids)):
             if not len(ids):
@@ -218,8 +174,13 @@ class RetrievalRanks(Metric):
             text_embeds,
             "language {}, image {}, caption_index {}",
         )
-        seen = _Seen(
-            image_embeds[images], image_ids[images], text_embeds[texts], text_ids[texts], text_languages[texts]
+        seen = Embeddings(
+            image_embeds[images],
+            image_ids[images],
+            text_embeds[texts],
+            text_ids[texts],
+            text_languages[texts],
+            caption_indices[texts],
         )
         unknown = ~torch.isin(seen.text_ids, seen.image_ids)
         if unknown.any():
@@ -245,10 +206,11 @@ class RetrievalRanks(Metric):
         super()._sync_dist(dist_sync_fn, process_group)
 
 
-class RecallAtK(RetrievalRanks):
+class RecallAtK(RetrievalEmbeddings):
     """Recall@k: share of queries with some positive among the first k. The stateful twin of ``recall_at_k``.
 
-    Galleries, ids and ``update`` are those of :class:`RetrievalRanks`.
+    Each language has a gallery of its own (:func:`~ccr_lightning.functional.galleries.ranks_by_language`); ids and
+    ``update`` are those of :class:`RetrievalEmbeddings`.
 
     Args:
         k: The cut-off, at least 1.
@@ -291,19 +253,20 @@ class RecallAtK(RetrievalRanks):
         """Computes recall@k, in float64: scalar, or (K,) with ``average="none"``.
 
         Raises:
-            CCRError: As :meth:`RetrievalRanks.compute`.
+            CCRError: As :meth:`RetrievalEmbeddings.compute`, or if embeddings are not finite.
         """
-        per_language = _ranks(self._seen(), self.direction).values()
+        per_language = ranks_by_language(self._seen(), self.direction).values()
         recalls = torch.stack([recall_at_k(language.ranks, self.k) for language in per_language])
         return recalls.mean() if self.average == "macro" else recalls
 
 
-class MeanRankVariance(RetrievalRanks):
+class MeanRankVariance(RetrievalEmbeddings):
     """MRV: mean over images of the variance of the rank over languages. The stateful twin of ``mean_rank_variance``.
 
     Nie et al., KDD 2024. Instances are aligned by image id, and only images with a caption in every language count. For
     ``text_to_image`` the rank of an image in a language is that of its caption there, or the mean over its captions.
-    Galleries, ids and ``update`` are those of :class:`RetrievalRanks`. With one language only, the result is 0.
+    Each language has a gallery of its own (:func:`~ccr_lightning.functional.galleries.ranks_by_language`); ids and
+    ``update`` are those of :class:`RetrievalEmbeddings`. With one language only, the result is 0.
 
     Args:
         direction: ``image_to_text`` or ``text_to_image``.
@@ -343,31 +306,16 @@ class MeanRankVariance(RetrievalRanks):
         """Computes MRV, or MRSD: scalar, float64.
 
         Raises:
-            CCRError: As :meth:`RetrievalRanks.compute`, or if no image has a caption in every language.
+            CCRError: As :meth:`RetrievalEmbeddings.compute`, if embeddings are not finite, or if no image has a caption
+                in every language.
         """
         seen = self._seen()
-        per_language = _ranks(seen, self.direction).values()
+        per_language = ranks_by_language(seen, self.direction).values()
         image_ids, ranks = align_ranks(
             [language.image_ids for language in per_language], [language.ranks for language in per_language]
         )
         self._left_out = len(seen.image_ids) - len(image_ids)
         return mean_rank_variance(ranks, self.statistic)
-
-
-def _ranks(seen: _Seen, direction: Direction) -> dict[int, LanguageRanks]:
-    ranks = {}
-    for language in torch.unique(seen.text_languages).tolist():
-        chosen = seen.text_languages == language
-        text_embeds, text_ids = seen.text_embeds[chosen], seen.text_ids[chosen]
-        described = torch.isin(seen.image_ids, text_ids)
-        image_embeds, image_ids = seen.image_embeds[described], seen.image_ids[described]
-        if direction == "image_to_text":
-            queries, gallery, query_ids, gallery_ids = image_embeds, text_embeds, image_ids, text_ids
-        else:
-            queries, gallery, query_ids, gallery_ids = text_embeds, image_embeds, text_ids, image_ids
-        found = retrieval_ranks(queries, gallery, query_ids, gallery_ids)
-        ranks[language] = LanguageRanks(query_ids, found, len(gallery))
-    return ranks
 
 
 def _first_of_each(keys: Tensor, embeds: Tensor, what: str) -> Tensor:

@@ -49,6 +49,7 @@ class ImageCaptions:
             that is known to be written by a machine is a :class:`MachineTranslation`.
         where: Where the record comes from (``file:line``), for error messages.
         blank_captions: Places of captions that had nothing to read and were left out.
+        image_damage: What is damaged in the image although it can be decoded, if somebody looked; else empty.
     """
 
     image_id: str
@@ -56,6 +57,7 @@ class ImageCaptions:
     captions: Mapping[str, tuple[str, ...]]
     where: str
     blank_captions: tuple[str, ...] = ()
+    image_damage: str = ""
 
 
 class Batch(NamedTuple):

@@ -91,7 +91,10 @@ def loads_no_torch(*arguments):
         (["test", "--help"], "usage: ccr test --ckpt_path PATH"),
         (["validate", "--help"], "usage: ccr validate"),
         (["predict", "--help"], "usage: ccr predict"),
-        (["test", "--help"], "ccr test --ckpt_path runs/pretrain --model.rerank_depth 16 --trainer.devices 1 "),
+        (
+            ["test", "--help"],
+            "ccr test --ckpt_path runs/pretrain --model.protocol.rerank_depth 16 ",
+        ),
         (["predict", "--help"], "ccr predict --ckpt_path runs/pretrain --trainer.devices 1 "),
     ],
 )
@@ -162,7 +165,7 @@ def at_home(fitted, monkeypatch):
 def check_document(document, split, n_images, checkpoint):
     assert document["dataset"] == "jsonl"
     assert document["split"] == split
-    assert (document["ranking"], document["rerank_depth"]) == ("dual_encoder", 0)
+    assert (document["ranking"], document["protocol"]["rerank_depth"]) == ("dual_encoder", 0)
     assert document["seed"] == 0
     assert document["versions"]["torch"] == version("torch")
     assert Path(document["checkpoint"]["path"]).name == checkpoint.name
@@ -296,15 +299,16 @@ def test_validate(at_home, ccr):
 def test_rerank(at_home, ccr):
     dual = json.loads((at_home / "results.json").read_text())
     (at_home / "results.json").unlink()
-    status, output, errors = ccr("test", "--ckpt_path", "runs/drawn", "--model.rerank_depth", 3)
+    status, output, errors = ccr("test", "--ckpt_path", "runs/drawn", "--model.protocol.rerank_depth", 3)
     assert (status, errors) == (0, "")
     assert "jsonl, test (re-ranked, best 3 by matching)" in output
     document = json.loads((at_home / "results-reranked.json").read_text())
-    assert [document[key] for key in ("ranking", "rerank_depth", "rerank_by")] == ["re-ranked", 3, "matching"]
+    assert document["ranking"] == "re-ranked"
+    assert [document["protocol"][key] for key in ("rerank_depth", "rerank_by")] == [3, "matching"]
     for language, scores in document["languages"].items():
-        for direction, of in scores.items():  # nothing moves in or out of the first 3
+        for direction in ("image_to_text", "text_to_image"):  # nothing moves in or out of the first 3
             for k in (5, 10):
-                assert of[f"recall@{k}"] == dual["languages"][language][direction][f"recall@{k}"]
+                assert scores[direction][f"recall@{k}"] == dual["languages"][language][direction][f"recall@{k}"]
     assert json.loads((at_home / "results.json").read_text()) == dual
 
 
@@ -314,7 +318,7 @@ def test_a_run_that_has_moved(at_home, ccr, tmp_path, monkeypatch):
     (moved / "results.json").unlink()
     monkeypatch.chdir(moved / "checkpoints")
     for path in ("..", "best.ckpt"):
-        status, _, errors = ccr("test", "--ckpt_path", path, "--model.rerank_depth", 3)
+        status, _, errors = ccr("test", "--ckpt_path", path, "--model.protocol.rerank_depth", 3)
         assert (status, errors) == (0, "")
         (moved / "results.json").unlink()
         assert not list((moved / "checkpoints").glob("runs*"))
@@ -322,12 +326,15 @@ def test_a_run_that_has_moved(at_home, ccr, tmp_path, monkeypatch):
 
 def test_fit_writes_both_results(ccr, config, tmp_path):
     status, *_ = ccr(
-        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "both", "--model.rerank_depth", 3,
+        "fit", "--config", config, "--runs_dir", tmp_path, "--name", "both", "--model.protocol.rerank_depth", 3,
         "--trainer.max_epochs", 1,
     )  # fmt: skip
     assert status == 0
     rankings = [json.loads((tmp_path / f"both/{name}.json").read_text()) for name in ("results", "results-reranked")]
-    assert [(of["ranking"], of["rerank_depth"]) for of in rankings] == [("dual_encoder", 0), ("re-ranked", 3)]
+    assert [(of["ranking"], of["protocol"]["rerank_depth"]) for of in rankings] == [
+        ("dual_encoder", 0),
+        ("re-ranked", 3),
+    ]
 
 
 def test_a_crashed_run_resumes_without_repeating_its_metrics(ccr, config, tmp_path, monkeypatch):
@@ -381,7 +388,7 @@ def test_predict(at_home, ccr, jsonl):
 
 def test_the_command_line_wins_over_checkpoint_and_config(at_home, ccr):
     status, _, errors = ccr(
-        "test", "--ckpt_path", at_home, "--data.languages", "[ja, en]", "--model.mrv_languages", "[ja, en]",
+        "test", "--ckpt_path", at_home, "--data.languages", "[ja, en]", "--model.protocol.mrv_languages", "[ja, en]",
         "--name", "fewer", "--runs_dir", "elsewhere", "--seed_everything", 5,
     )  # fmt: skip
     assert (status, errors) == (0, "")
@@ -488,7 +495,8 @@ def test_an_interrupted_run_says_how_to_go_on(ccr, config, tmp_path, monkeypatch
         finally:
             signal.signal(signal.SIGINT, handler)
     assert status == 1
-    (command,) = re.findall(r"^error: the run was interrupted: continue it with ccr (.+)$", errors.strip())
+    says = "interrupted: continue it" if steps else "interrupted before its first checkpoint: start anew"
+    (command,) = re.findall(rf"^error: the run was {says} with ccr (.+)$", errors.strip())
     status, output, _ = ccr(*shlex.split(command))
     assert status == 0
     assert ("step 2/4" in output) == (steps == 0)
@@ -551,7 +559,7 @@ def test_a_run_that_overfits_a_batch_can_be_validated(ccr, config, tmp_path):
 def test_validation_before_training(ccr, config, tmp_path):
     status, output, errors = ccr(
         "fit", "--config", config, "--runs_dir", tmp_path, "--name", "x", "--trainer.max_epochs", 1,
-        "--trainer.num_sanity_val_steps", 1, "--data.eval_batch_size", 4, "--model.mrv_languages", "[en, ja]",
+        "--trainer.num_sanity_val_steps", 1, "--data.eval_batch_size", 4, "--model.protocol.mrv_languages", "[en, ja]",
     )  # fmt: skip
     assert (status, errors) == (0, "")
     assert re.findall(r"^step (\d)/2", output, re.MULTILINE) == ["2"]
@@ -651,7 +659,7 @@ def test_a_full_disk(at_home, expect_error, config):
         (["--data.batch_size", "1"], "batch_size is 1, but a batch of one image has no negatives"),
         (["--data.batch_size", "17"], "too few for a batch of 17"),
         (["--data.languages", "[en, fr]"], "languages has 'fr', but there are only en, de, ja"),
-        (["--model.mrv_languages", "[en, fr]"], "mrv_languages names 'fr'"),
+        (["--model.protocol.mrv_languages", "[en, fr]"], "mrv_languages names 'fr'"),
         (["--data.tokenizer.init_args.vocab_size", "201"], "201 tokens but the text encoder only 200"),
         (["--data.transform.init_args.crop_scale", "[0.5, 2]"], r"crop_scale \(0\.5, 2\.0\)"),
         (["--model.retriever.init_args.fusion", "null"], "need a fusion encoder"),
@@ -761,8 +769,8 @@ def test_a_class_of_a_config_that_does_not_exist(expect_error, config, tmp_path)
 
 def test_validation_does_not_re_rank(at_home, expect_error):
     expect_error(
-        "validate", "--ckpt_path", at_home, "--model.rerank_depth", 3,
-        says=r"ccr validate does not re-rank: pass --model\.rerank_depth 0, or re-rank with ccr test",
+        "validate", "--ckpt_path", at_home, "--model.protocol.rerank_depth", 3,
+        says=r"ccr validate does not re-rank: pass --model\.protocol\.rerank_depth 0, or re-rank with ccr test",
     )  # fmt: skip
 
 

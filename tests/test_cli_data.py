@@ -63,6 +63,40 @@ def test_paths_that_no_file_can_have(action, capsys):
         assert capsys.readouterr().err.startswith(f"error: {path}: ")
 
 
+@pytest.mark.parametrize("action", ["check", "preview", "build", "shards", "translate"])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["--data.source.init_args.languages", "[en, en]"], "got the languages ['en', 'en']"),
+        (["--data.source.init_args.files", "{}"], "got no files"),
+        (["--splt", "val"], "unknown option '--splt', did you mean '--split'?"),
+    ],
+)
+def test_what_a_source_refuses_is_one_sentence(config, capsys, action, settings, says):
+    needed = {"shards": ["--out", "x"], "translate": ["--model", "x", "--to", "fr", "--out", "x"]}.get(action, [])
+    assert main(["data", action, str(config[0]), *needed, *settings]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_paths_that_are_no_data(config, capsys, tmp_path):
+    assert main(["data", "check", ""]) == 1
+    assert "the path is empty" in capsys.readouterr().err
+    assert main(["data", "check", config[1].files["train"], "--image_root", "nowhere"]) == 1
+    assert capsys.readouterr().err.startswith("error: --image_root nowhere: there is no such folder")
+    assert main(["data", "check", str(config[0]), "--data.source.init_args.image_size", "-3"]) == 1
+    assert "'image_size' is not a setting" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_to_the_end(config):
+    script = f"set -o pipefail; {sys.executable} -m ccr_lightning.cli.main data check {config[0]} --json | true"
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert "Traceback" not in run.stderr
+    assert "BrokenPipe" not in run.stderr
+
+
 def test_build(config, capsys, tmp_path):
     path, source = config
     assert main(["data", "build", str(path)]) == 0

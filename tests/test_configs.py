@@ -104,8 +104,8 @@ def test_paper_settings(path, build):
     assert (of.positive_language, of.mask_rate, of.draw_warmup) == ("least_likely", 0.4, 0.0)
     assert (of.lr, of.new_lr_scale, of.weight_decay, of.betas) == (1e-4, 2.0, 0.01, (0.9, 0.98))
     assert of.warmup_fraction == 0.03
-    assert of.mrv_languages == ["en", "de", "fr", "cs"]
-    assert set(of.mrv_languages) <= set(data.languages)
+    assert of.protocol.mrv_languages == ["en", "de", "fr", "cs"]
+    assert set(of.protocol.mrv_languages) <= set(data.languages)
     assert of.retriever.init_args.temperature == 0.07
 
     of = settings.trainer

@@ -103,7 +103,7 @@ RECORD_FAULTS = {
     "no JSON": (b'{"image": "new.png", "captions"', {}, "unreadable record", "not valid JSON"),
     "no object": (b"[1, 2]", {}, "unreadable record", "not a JSON object"),
     "not UTF-8": (b'{"image": "new.png", "captions": {"en": "\xff"}}', {}, "unreadable record", "not UTF-8"),
-    "half a surrogate": (b'{"image": "new.png", "captions": {"en": "\\ud83d"}}', {}, "unreadable record", "not UTF-8"),
+    "half a surrogate": (b'{"image": "new.png", "captions": {"en": "\\ud83d"}}', {}, "unreadable record", "half of an"),
     "no image": ({"captions": {"en": "x"}}, {}, "unreadable record", "the key 'image' is missing"),
     "no captions": ({"image": "new.png"}, {}, "unreadable record", "the key 'captions' is missing"),
     "unknown key": (line(caption="x"), {}, "unreadable record", "unknown key 'caption'"),
@@ -117,7 +117,7 @@ RECORD_FAULTS = {
     "URL": (line(image="https://example.org/new.png"), {}, "unsafe image path", "is a URL"),
     "link out": (line(image="link.png"), {}, "unsafe image path", "is a link out of"),
     "missing file": (line(image="nowhere.png"), {}, "missing image", "there is no such file"),
-    "a folder": (line(image="folder"), {}, "missing image", "there is no such file"),
+    "a folder": (line(image="folder"), {}, "missing image", "this is no regular file"),
     "zero bytes": (line(), {"new.png": b""}, "unreadable image", "zero bytes"),
     "truncated": (line(), {"new.png": picture(99, "JPEG")[:-200]}, "unreadable image", "damaged"),
     "no picture": (line(), {"new.png": b"<svg/>"}, "unreadable image", "not a picture"),
@@ -127,6 +127,7 @@ RECORD_FAULTS = {
         "unreadable image",
         "git-LFS pointer",
     ),
+    "web page": (line(), {"new.png": b"\n <!DOCTYPE html><p>404"}, "unreadable image", "is a web page"),
     "zip archive": (line(), {"new.png": b"PK\x03\x04"}, "unreadable image", "zip archive"),
     "54 Mpixel": (line(), {"new.png": big_picture()}, "unreadable image", "9000 x 6000 pixels, more than"),
     "id of another image": (line(image_id="id2"), {"new.png": picture(99)}, "repeated image", "image_id 'id2'"),
@@ -185,15 +186,53 @@ def test_an_image_in_two_splits_by_its_id_or_its_content(clean, capsys):
     assert status == 1
     assert set(found) == {("test", "image in two places")}
     assert found["test", "image in two places"]["places"] == [
-        f"{root}/test.jsonl:5: the image is in the split 'train' too.",
-        f"{root}/test.jsonl:6: the image is in the split 'train' too.",
+        f"{root}/test.jsonl:5: the image is in the split 'train' too ({root}/train.jsonl:2).",
+        f"{root}/test.jsonl:6: the image is in the split 'train' too ({root}/train.jsonl:4).",
     ]
     _, found = findings(capsys, root, "--skip_images")
     assert found["test", "image in two places"]["places"] == [
-        f"{root}/test.jsonl:6: the image is in the split 'train' too."
+        f"{root}/test.jsonl:6: the image is in the split 'train' too ({root}/train.jsonl:4)."
     ]
     status, found = findings(capsys, root, "--split", "test")
     assert (status, found) == (0, {})
+
+
+@pytest.mark.parametrize(("code", "status"), [("DE", 1), ("en_US", 0), ("de-AT", 0), ("fr", 0)])
+def test_a_language_under_two_codes(clean, capsys, code, status):
+    root, splits = clean
+    write_split(root, "val", [*splits["val"], line(captions={code: "mine", "en": "x", "de": "y"})])
+    (root / "new.png").write_bytes(picture(99))
+    _, found = findings(capsys, root, "--split", "val")
+    if code == "fr":
+        assert ("val", "two codes of one language") not in found
+    else:
+        finding = found["val", "two codes of one language"]
+        assert finding["is_fault"] is bool(status)
+        assert finding["count"] == 1
+        assert finding["places"][0].startswith(f"{root}/val.jsonl:4: {code!r}, of which there are 1 captions, and '")
+
+
+def test_a_jpeg_that_is_damaged_in_part(clean, capsys):
+    root, splits = clean
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    (root / "new.png").write_bytes(whole[: 2 * len(whole) // 3] + b"\xff\xd9")
+    Image.open(root / "new.png").convert("RGB")  # which passes, the rest in grey
+    write_split(root, "train", [*splits["train"], line()])
+    status, found = findings(capsys, root)
+    assert status == 0
+    assert set(found) == {("train", "damaged JPEG")}
+    assert found["train", "damaged JPEG"]["places"][0].startswith(f"{root}/train.jsonl:7: the JPEG is damaged (")
+
+
+def test_more_places(clean, capsys):
+    root, splits = clean
+    write_split(root, "train", [*splits["train"], *(b"{" for _ in range(9))])
+    for options, count in (((), 5), (("--places", "7"), 7), (("--places", "99"), 9)):
+        _, found = findings(capsys, root, *options)
+        assert found["train", "unreadable record"]["count"] == 9
+        assert len(found["train", "unreadable record"]["places"]) == count
 
 
 def test_images_of_other_data(clean, capsys, tmp_path_factory):
@@ -204,7 +243,7 @@ def test_images_of_other_data(clean, capsys, tmp_path_factory):
     status, found = findings(capsys, root, "--against", other)
     assert status == 1
     assert found["test", "image in two places"]["places"] == [
-        f"{root}/test.jsonl:3: the image is in {other}, split 'train', too."
+        f"{root}/test.jsonl:3: the image is in {other}, split 'train', too ({other}/train.jsonl:1)."
     ]
 
 

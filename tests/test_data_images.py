@@ -131,8 +131,8 @@ def test_files_that_cannot_be_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     for name, reason in (
         ("no.png", "there is no such file"),
-        ("folder.png", "there is no such file"),
-        ("pipe.png", "there is no such file"),
+        ("folder.png", "this is no regular file"),
+        ("pipe.png", "this is no regular file"),
         ("a" * 300, "File name too long"),
     ):
         with pytest.raises(RecordFault, match=rf"captions.jsonl:7: cannot read the image .*{name} \({reason}") as fault:

@@ -113,7 +113,7 @@ def test_gzip_byte_order_mark_and_windows_line_ends(folder):
         ({**GOOD, "image_id": "m", "image": "loop.jpg"}, "loop.jpg' cannot be reached"),
         ({**GOOD, "image_id": "m", "image": "a\0.jpg"}, r"'a\x00.jpg' cannot be reached"),
         ('{"image": "a.jpg", "captions": {"en": "\udcff"}}', "not UTF-8"),
-        ('{"image": "a.jpg", "captions": {"en": "\\ud83d"}}', "not UTF-8"),
+        ('{"image": "a.jpg", "captions": {"en": "\\ud83d"}}', "half of an escaped character"),
     ],
 )
 def test_bad_lines(source, folder, line, message):

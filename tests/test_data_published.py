@@ -429,6 +429,15 @@ def test_coco_errors(coco, tmp_path):
         write(path, text)
         with pytest.raises(CCRError, match=message):
             next(Coco(**coco, languages=["zh"]).records("test"))
+    karpathy = json.loads((tmp_path / "dataset_coco.json").read_text())
+    first, second = karpathy["images"][:2]
+    for images, message in (
+        ([first | {"split": "dev"}], "image 1: split is 'dev'; it is one of train, restval, val, test"),
+        ([first, second | {"cocoid": first["cocoid"]}], f"image 2: cocoid {first['cocoid']} is that of .* too"),
+    ):
+        write(tmp_path / "dataset_coco.json", json.dumps({"images": images}))
+        with pytest.raises(CCRError, match=message):
+            next(Coco(**coco, languages=["en"]).records("test"))
     write(tmp_path / "dataset_coco.json", json.dumps({"images": [{"filename": 3}]}))
     with pytest.raises(CCRError, match=r"dataset_coco\.json: image 1: filename is 3; it is a text"):
         next(Coco(**coco, languages=["en"]).records("test"))

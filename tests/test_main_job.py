@@ -43,8 +43,8 @@ def test_it_goes_on_after_an_interruption_and_keeps_the_minutes(main_job, tmp_pa
         else:
             given = dict(zip(arguments[::2], arguments[1::2], strict=True))
             assert (given["--ckpt_path"], given["--trainer.devices"]) == (str(run), "1")
-            assert given["--model.rerank_depth"] == "16"
-            (run / "results-reranked.json").write_text(json.dumps(scores[given["--model.rerank_by"]]))
+            assert given["--model.protocol.rerank_depth"] == "16"
+            (run / "results-reranked.json").write_text(json.dumps(scores[given["--model.protocol.rerank_by"]]))
 
     monkeypatch.setattr(main_job, "_ccr", ccr)
     monkeypatch.setattr(main_job.time, "monotonic", lambda: clock[0])

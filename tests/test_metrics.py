@@ -16,7 +16,8 @@ from gloo_ranks import results_of_ranks
 from torchmetrics import MetricCollection
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.metrics import LanguageRanks, MeanRankVariance, RecallAtK, RetrievalRanks
+from ccr_lightning.functional.galleries import LanguageRanks, ranks_by_direction
+from ccr_lightning.metrics import MeanRankVariance, RecallAtK, RetrievalEmbeddings
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 D = 6
@@ -108,7 +109,7 @@ def plain(computed):
         direction: {
             language: (of.image_ids.tolist(), of.ranks.tolist(), of.gallery) for language, of in languages.items()
         }
-        for direction, languages in computed.items()
+        for direction, languages in ranks_by_direction(computed).items()
     }
 
 
@@ -142,10 +143,10 @@ def add_ragged(metric, data, batch=7):
 @pytest.mark.parametrize("seed", range(3))
 def test_ragged_data_is_ranked_as_by_the_loop(seed):
     data = ragged(seed)
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     add_ragged(metric, data)
-    found = metric.compute()
-    assert plain(found) == expected_plain(data)
+    assert plain(metric.compute()) == expected_plain(data)
+    found = ranks_by_direction(metric.compute())
     galleries = {of.gallery for of in found["text_to_image"].values()}
     assert max(galleries) < len(data.image_ids)  # each language has its own
     assert all(isinstance(of, LanguageRanks) for languages in found.values() for of in languages.values())
@@ -156,7 +157,7 @@ def test_parallel_data_is_ranked_as_by_the_loop(dtype):
     image_embeds, text_embeds, ids, mask = parallel(0)
     image_embeds, text_embeds = image_embeds.to(dtype), text_embeds.to(dtype)
     data = as_captions(image_embeds, text_embeds, ids, mask)
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     nan = text_embeds.masked_fill(~mask[..., None], float("nan"))
     for rows in (slice(0, 9), slice(9, 18), slice(18, 20)):
         metric.update(image_embeds[rows], nan[rows], ids[rows], caption_mask=mask[rows])
@@ -214,7 +215,7 @@ def test_no_image_has_all_languages():
 def test_repeats_are_dropped():
     image_embeds, text_embeds, ids, mask = parallel(1)
     expected = expected_plain(as_captions(image_embeds, text_embeds, ids, mask))
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     padded = [*range(20), 0, 1, 2]
     metric.update(image_embeds[padded], text_embeds[padded], ids[padded], caption_mask=mask[padded])
     noise = 1 + 1e-3 * torch.randn(5, 1)  # as a batch of another size would give
@@ -222,7 +223,7 @@ def test_repeats_are_dropped():
     assert plain(metric.compute()) == expected
 
     data = ragged(5)
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     add_ragged(metric, data)
     add_ragged(metric, Data(*(tensor[:13] for tensor in data)))
     assert plain(metric.compute()) == expected_plain(data)
@@ -231,13 +232,13 @@ def test_repeats_are_dropped():
 def test_an_id_of_two_things():
     image_embeds, text_embeds, ids, _ = parallel(0)
     batch_local = torch.arange(10)
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     for rows in (slice(0, 10), slice(10, 20)):
         metric.update(image_embeds[rows], text_embeds[rows], batch_local)
     with pytest.raises(CCRError, match=r"10 repeats have other embeddings .* first image 0:"):
         metric.compute()
 
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     metric.update(image_embeds, None, ids)
     for k in (0, 1):  # the second caption of each image, not numbered
         metric.update(None, text_embeds[:, k], ids, languages=torch.zeros(20, dtype=torch.int64))
@@ -246,12 +247,13 @@ def test_an_id_of_two_things():
 
 
 def test_one_image_keeps_its_axis():
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     metric.update(torch.ones(1, 4), torch.ones(1, 2, 4), torch.tensor([9]))
-    for languages in metric.compute().values():
+    for languages in ranks_by_direction(metric.compute(), with_first=True).values():
         for of in languages.values():
             assert of.image_ids.tolist() == [9]
             assert of.ranks.tolist() == [1]
+            assert of.first.tolist() == [9]
             assert of.gallery == 1
 
 
@@ -293,7 +295,7 @@ def test_as_any_other_torchmetric():
         copied.update(image_embeds[:1], text_embeds[:1], ids[:1])
         assert copied.compute() == together["recall"]
     assert (RecallAtK.higher_is_better, MeanRankVariance.higher_is_better) == (True, False)
-    assert RetrievalRanks.is_differentiable is RetrievalRanks.full_state_update is False
+    assert RetrievalEmbeddings.is_differentiable is RetrievalEmbeddings.full_state_update is False
 
 
 IMAGES, TEXTS, IDS = torch.ones(2, 4), torch.ones(2, 3, 4), torch.arange(2)
@@ -332,7 +334,7 @@ IMAGES, TEXTS, IDS = torch.ones(2, 4), torch.ones(2, 3, 4), torch.arange(2)
     ],
 )
 def test_updates_that_do_not_fit(arguments, message):
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     metric.update(IMAGES, TEXTS, IDS)
     before = metric.compute()
     with pytest.raises(CCRError, match=message):
@@ -342,7 +344,7 @@ def test_updates_that_do_not_fit(arguments, message):
 
 
 def test_incomplete_data():
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     metric.update(IMAGES, None, IDS)
     with pytest.raises(CCRError, match="no captions have been added"):
         metric.compute()
@@ -359,7 +361,7 @@ def test_incomplete_data():
     metric.reset()
     metric.update(IMAGES * float("nan"), TEXTS, IDS)
     with pytest.raises(CCRError, match="query_embeds has NaN"):
-        metric.compute()
+        ranks_by_direction(metric.compute())
 
 
 @pytest.mark.parametrize(
@@ -384,7 +386,8 @@ before = set(sys.modules)
 from ccr_lightning import MeanRankVariance, RecallAtK, mean_rank_variance
 import ccr_lightning.evaluation.results
 document = ccr_lightning.evaluation.results.results_document(
-    {}, dataset="d", split="test", rerank_depth=0, checkpoint=None, seed=0, left_out={}
+    {}, dataset="d", split="test", protocol=ccr_lightning.evaluation.protocol.EvaluationProtocol(), checkpoint=None,
+    seed=0, left_out={}, made_of={}
 )
 assert document["versions"]["lightning"] and document["versions"]["timm"], document
 new = set(sys.modules) - before
@@ -403,9 +406,12 @@ def test_metrics_load_no_models_data_or_training():
         "ccr_lightning._version",
         "ccr_lightning.errors",
         "ccr_lightning.evaluation",
+        "ccr_lightning.evaluation.protocol",
         "ccr_lightning.evaluation.results",
         "ccr_lightning.files",
         "ccr_lightning.functional",
+        "ccr_lightning.functional.consistency",
+        "ccr_lightning.functional.galleries",
         "ccr_lightning.functional.retrieval",
         "ccr_lightning.metrics",
     }
@@ -433,13 +439,13 @@ def parallel_of_rank(metric, batches, dtype):
 def everything_of_rank(rank, world_size):
     batches, results = share(rank, world_size), {}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        results[f"parallel {dtype}"] = parallel_of_rank(RetrievalRanks(), batches, dtype).compute()
+        results[f"parallel {dtype}"] = parallel_of_rank(RetrievalEmbeddings(), batches, dtype).compute()
     results["recall"] = parallel_of_rank(RecallAtK(2, average="none"), batches, torch.float32).compute()
     for direction in DIRECTIONS:
         mrv = parallel_of_rank(MeanRankVariance(direction), batches, torch.float32)
         results[f"mrv {direction}"] = mrv.compute(), mrv.left_out
 
-    data, metric = ragged(7), RetrievalRanks()  # images and captions on different ranks
+    data, metric = ragged(7), RetrievalEmbeddings()  # images and captions on different ranks
     if rank == 0:
         metric.update(data.image_embeds, None, data.image_ids)
     elif rank == 1:
@@ -447,7 +453,7 @@ def everything_of_rank(rank, world_size):
     results["separate"] = metric.compute()
     results["own share afterwards"] = sum(map(len, metric.image_ids)), sum(map(len, metric.text_ids))
 
-    nothing, counts = RetrievalRanks(), RetrievalRanks()
+    nothing, counts = RetrievalEmbeddings(), RetrievalEmbeddings()
     counts.update(torch.eye(2), torch.eye(2)[:, None].expand(2, 2 + rank, 2), 2 * rank + torch.arange(2))
     for name, faulty in (("nothing", nothing), ("counts", counts)):
         try:
@@ -466,7 +472,7 @@ def ranks(request, tmp_path_factory):
 @pytest.mark.ddp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_ranks_of_devices_are_those_of_one_process(ranks, dtype):
-    expected = plain(parallel_of_rank(RetrievalRanks(), [PADDED], dtype).compute())
+    expected = plain(parallel_of_rank(RetrievalEmbeddings(), [PADDED], dtype).compute())
     assert expected == expected_plain(as_captions(*parallel(6)))
     for result in ranks:
         assert plain(result[f"parallel {dtype}"]) == expected

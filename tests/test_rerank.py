@@ -7,8 +7,9 @@ import torch
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation import rerank as rerank_module
-from ccr_lightning.evaluation.rerank import StateBank, rerank
-from ccr_lightning.metrics import RetrievalRanks
+from ccr_lightning.evaluation.rerank import rerank
+from ccr_lightning.functional.galleries import ranks_by_direction
+from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.fusion import FusionEncoder
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
@@ -64,27 +65,42 @@ def caption_batch(captions):
     )
 
 
-@pytest.fixture(scope="module")
-def bank(retriever, split):
-    """The split in batches that mix languages and are padded to different lengths."""
-    images, captions = split
-    filled = StateBank()
-    with torch.no_grad():
-        for start in range(0, len(images), 3):
-            chunk = images[start : start + 3]
-            batch = ImageBatch(torch.stack([pixels for _, pixels in chunk]), torch.tensor([i for i, _ in chunk]))
-            filled.add(batch, retriever.encode_image(batch.images))
-        for start in range(0, len(captions), 5):
-            batch = caption_batch(captions[start : start + 5])
-            filled.add(batch, retriever.encode_text(batch.input_ids, batch.attention_mask))
-    return filled
+class Reader:
+    """Gives the images and captions of the split once more."""
+
+    def __init__(self, split):
+        pixels, self.split_captions = split
+        self.pixels = dict(pixels)
+        self.read = []
+
+    def images(self, batches):
+        for ids in batches:
+            self.read += ids
+            yield ImageBatch(torch.stack([self.pixels[i] for i in ids]), torch.tensor(ids))
+
+    def captions(self, batches):
+        for numbers in batches:
+            yield caption_batch([self.split_captions[n] for n in numbers])
+
+    def caption_numbers(self, languages, image_ids, numbers):
+        keys = [(k, i, int(tokens[0])) for i, k, tokens in self.split_captions]
+        wanted = zip(languages.tolist(), image_ids.tolist(), numbers.tolist(), strict=True)
+        return torch.tensor([keys.index(key) for key in wanted])
+
+    def caption_lengths(self):
+        return torch.tensor([len(tokens) for _, _, tokens in self.split_captions])
+
+
+@pytest.fixture
+def reader(split):
+    return Reader(split)
 
 
 @pytest.fixture(scope="module")
-def dual(retriever, split):
-    """The dual encoder's ranks, from metrics that saw one caption at a time."""
+def embeddings(retriever, split):
+    """Of a metric that saw one image or caption at a time."""
     images, captions = split
-    metric = RetrievalRanks()
+    metric = RetrievalEmbeddings()
     with torch.no_grad():
         for image_id, pixels in images:
             metric.update(retriever.encode_image(pixels[None]).embeds, None, torch.tensor([image_id]))
@@ -120,11 +136,12 @@ def closest(values):
     return min(b - a for a, b in itertools.pairwise(ordered))
 
 
-def ranks_by_loops(split, pairs, language, direction, depth):
-    """Rank of each query: the best positive's place, after the first ``depth`` are put in the order of their score."""
+def ranks_by_loops(split, pairs, language, direction, depth, only=None):
+    """Rank and first result of each query, after the first ``depth`` are put in the order of their score."""
     images, captions = split
+    images = [(i, pixels) for i, pixels in images if only is None or i in only]
     similarity, score = pairs
-    texts = [n for n, (_, k, _) in enumerate(captions) if k == language]
+    texts = [n for n, (i, k, _) in enumerate(captions) if k == language and i in dict(images)]
     shown = [i for i, _ in images if any(captions[n][0] == i for n in texts)]
     found = []
     for query in sorted(shown) if direction == "image_to_text" else sorted(texts, key=lambda n: captions[n][0]):
@@ -139,7 +156,7 @@ def ranks_by_loops(split, pairs, language, direction, depth):
         order = head + order[depth:]
         rank = 1 + min(place for place, item in enumerate(order) if item in positive)
         image_id = query if direction == "image_to_text" else captions[query][0]
-        found.append((image_id, rank))
+        found.append((image_id, rank, captions[order[0]][0] if direction == "image_to_text" else order[0]))
     return sorted(found), len(items)
 
 
@@ -154,25 +171,42 @@ def test_the_loop_sees_clear_differences(split, pairs):
         assert closest([score[n, i] for n in range(len(captions))]) > 1e-5
 
 
-@pytest.mark.parametrize("depth", [1, 3, 6, 100])  # 100: more than any gallery has
-@pytest.mark.parametrize(("pairs_at_once", "by"), [(1024, "matching"), (4, "matching"), (4, "matching_and_similarity")])
-def test_ranks_are_those_of_the_loop(retriever, bank, dual, split, pairs, depth, pairs_at_once, by, monkeypatch):
-    monkeypatch.setattr(rerank_module, "PAIRS_AT_ONCE", pairs_at_once)
-    found = rerank(retriever, bank, dual, depth, by)
+@pytest.mark.parametrize("depth", [1, 3, 6])
+@pytest.mark.parametrize(("at_once", "by"), [(1024, "matching"), (2, "matching"), (2, "matching_and_similarity")])
+def test_ranks_are_those_of_the_loop(retriever, embeddings, reader, split, pairs, depth, at_once, by, monkeypatch):
+    for name in ("IMAGES_AT_ONCE", "TEXTS_AT_ONCE", "PAIRS_AT_ONCE", "KEPT_BYTES"):
+        monkeypatch.setattr(rerank_module, name, at_once)  # two images do not fit: chunks of one batch
+    (found,) = rerank(retriever, embeddings, [embeddings], reader, depth, by)
     if by == "matching_and_similarity":
         similarity, score = pairs
         pairs = similarity, {pair: score[pair] + similarity[pair] / 0.07 for pair in score}
     for direction in ("image_to_text", "text_to_image"):
         assert sorted(found[direction]) == [0, 1, 2]
         for language in range(N_LANGUAGES):
-            ranks = found[direction][language]
+            of = found[direction][language]
             expected, gallery = ranks_by_loops(split, pairs, language, direction, depth)
-            assert sorted(zip(ranks.image_ids.tolist(), ranks.ranks.tolist(), strict=True)) == expected
-            assert ranks.gallery == gallery
+            columns = (of.image_ids.tolist(), of.ranks.tolist(), of.first.tolist())
+            assert sorted(zip(*columns, strict=True)) == expected
+            assert of.gallery == gallery
+            assert of.tied_queries == 0
+    assert sorted(reader.read) == sorted(IMAGE_IDS)  # each image once
 
 
-def test_the_matching_head_changes_ranks_only_within_the_depth(retriever, bank, dual):
-    after = rerank(retriever, bank, dual, 3)
+def test_parts_are_galleries_of_their_own(retriever, embeddings, reader, split, pairs):
+    folds = [[1, 3, 5], [10, 21, 40]]
+    parts = [embeddings, *(embeddings.of_images(torch.tensor(ids)) for ids in folds)]
+    for found, only in zip(rerank(retriever, embeddings, parts, reader, 2), [None, *folds], strict=True):
+        for direction in ("image_to_text", "text_to_image"):
+            for language in range(N_LANGUAGES):
+                of = found[direction][language]
+                expected, gallery = ranks_by_loops(split, pairs, language, direction, 2, only)
+                columns = (of.image_ids.tolist(), of.ranks.tolist(), of.first.tolist())
+                assert (sorted(zip(*columns, strict=True)), of.gallery) == (expected, gallery)
+
+
+def test_the_matching_head_changes_ranks_only_within_the_depth(retriever, embeddings, reader):
+    (after,) = rerank(retriever, embeddings, [embeddings], reader, 3)
+    dual = ranks_by_direction(embeddings)
     moved = 0
     for direction in ("image_to_text", "text_to_image"):
         for language in range(N_LANGUAGES):
@@ -183,45 +217,39 @@ def test_the_matching_head_changes_ranks_only_within_the_depth(retriever, bank, 
     assert moved > 0
 
 
-def test_an_unknown_order(retriever, bank, dual):
-    with pytest.raises(
-        CCRError, match=r"re-ranking by 'luck' is unknown: choose matching or matching_and_similarity\."
-    ):
-        rerank(retriever, bank, dual, 3, "luck")
-
-
-def test_images_are_projected_once_each(retriever, bank, dual):
-    rows = []
-    key = retriever.fusion.layers[0].cross_attention.key
-    handle = key.register_forward_hook(lambda layer, inputs, output: rows.append(len(inputs[0])))
-    rerank(retriever, bank, dual, 3)
+def test_a_pair_is_scored_once(retriever, embeddings, reader, monkeypatch):
+    sizes = []
+    handle = retriever.matching_head.register_forward_hook(lambda layer, inputs, output: sizes.append(len(output)))
+    rerank(retriever, embeddings, [embeddings, embeddings], reader, 6)
     handle.remove()
-    assert sum(rows) == 2 * (7 + 6 + 7)  # in both directions, the images that a language describes
+    every_pair = 7 * 7 + 6 * 6 + 8 * 7  # captions times images of each language
+    assert sum(sizes) <= every_pair
+    assert sum(sizes) > 3 * 6 * 6
 
 
-def test_a_retriever_without_fusion(bank, dual):
+def test_equal_scores_tie(retriever, embeddings, reader):
+    """A matching head that says the same of every pair: each candidate that is no positive counts against the model."""
+    with torch.no_grad():
+        weight = retriever.matching_head.output.weight.clone()
+        retriever.matching_head.output.weight.zero_()
+        (found,) = rerank(retriever, embeddings, [embeddings], reader, 6)
+        retriever.matching_head.output.weight.copy_(weight)
+    of = found["text_to_image"][0]
+    dual = ranks_by_direction(embeddings)["text_to_image"][0]
+    inside = dual.ranks <= 6
+    assert inside.sum() > 0
+    assert (of.ranks[inside] == 6).all()
+    assert (of.ties[inside] == 5).all()
+    assert (of.first == -1).all()
+
+
+def test_what_cannot_be_re_ranked(retriever, embeddings, reader):
     plain = Retriever(
         ImageEncoder("test_convnext", image_size=32),
         TextEncoder(vocab_size=50, hidden_size=16, layers=1, heads=2, feed_forward_size=32),
         embed_dim=8,
     )
     with pytest.raises(CCRError, match="no fusion encoder, which re-ranking needs"):
-        rerank(plain, bank, dual, 1)
-
-
-def test_the_bank_gives_back_what_was_added(retriever, bank, split):
-    _, captions = split
-    embeds, states, ids = bank.images()
-    assert ids.tolist() == sorted(IMAGE_IDS)
-    assert len(embeds) == len(states) == N_IMAGES
-    for language in range(N_LANGUAGES):
-        own = [caption for caption in captions if caption[1] == language]
-        own.sort(key=lambda caption: (caption[0], int(caption[2][0])))  # by image, then by the number in it
-        embeds, states, ids, mask = bank.captions(language)
-        assert ids.tolist() == [image_id for image_id, _, _ in own]
-        assert mask.sum(1).tolist() == [len(tokens) for _, _, tokens in own]
-        for row, (_, _, tokens) in enumerate(own):
-            with torch.no_grad():
-                alone = retriever.encode_text(tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
-            torch.testing.assert_close(embeds[row], alone.embeds[0])
-            torch.testing.assert_close(states[row, : len(tokens)], alone.states[0])
+        rerank(plain, embeddings, [embeddings], reader, 1)
+    with pytest.raises(CCRError, match="rerank_depth is 7, but a gallery has 6 items: give at most 6"):
+        rerank(retriever, embeddings, [embeddings], reader, 7)

@@ -13,9 +13,11 @@ from rich.console import Console
 
 from ccr_lightning import _version
 from ccr_lightning.errors import CCRError
-from ccr_lightning.evaluation.results import results_document, retrieval_results, write_results
+from ccr_lightning.evaluation.protocol import EvaluationProtocol
+from ccr_lightning.evaluation.results import results_document, write_results
+from ccr_lightning.evaluation.scores import retrieval_results
 from ccr_lightning.evaluation.table import print_results, results_table
-from ccr_lightning.metrics import LanguageRanks
+from ccr_lightning.functional.galleries import LanguageRanks
 
 LANGUAGES = ("cs", "de", "en", "fr")
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -29,13 +31,22 @@ DATA = {  # direction to language index to (image id, rank); German has no capti
 }
 GALLERY = {"image_to_text": {0: 3, 2: 4, 3: 2}, "text_to_image": {0: 3, 2: 3, 3: 2}}
 LEFT_OUT = {"bad_records": 0, "blank_captions": 2}
-MADE_WITH = {"dataset": "demo", "split": "test", "rerank_depth": 0, "checkpoint": None, "seed": 7, "left_out": LEFT_OUT}
+MADE_WITH = {
+    "dataset": "demo", "split": "test", "protocol": EvaluationProtocol(rerank_depth=128), "checkpoint": None, "seed": 7,
+    "left_out": LEFT_OUT, "made_of": {"data": {"images": 3, "sha256": "abc"}},
+}  # fmt: skip
+
+
+def language_ranks(ids, ranks, gallery):
+    """Without ties, and with the right first result where the rank is 1."""
+    first = torch.where(ranks == 1, ids, ids + 1)
+    return LanguageRanks(ids, ranks, gallery, torch.zeros_like(ranks), first)
 
 
 def ranks(only=(0, 2, 3)):
     return {
         direction: {
-            language: LanguageRanks(
+            language: language_ranks(
                 *(torch.tensor(column) for column in zip(*pairs, strict=True)), GALLERY[direction][language]
             )
             for language, pairs in languages.items()
@@ -67,7 +78,8 @@ def test_recalls_are_those_of_loops():
             pairs = DATA[direction][index]
             expected = {f"recall@{k}": sum(rank <= k for _, rank in pairs) / len(pairs) for k in (1, 5, 10)}
             everything += expected.values()
-            assert found == expected | {"queries": len(pairs), "gallery": GALLERY[direction][index]}
+            numbers = {"queries": len(pairs), "gallery": GALLERY[direction][index], "tied_queries": 0}
+            assert {key: value for key, value in found.items() if key != "intervals"} == expected | numbers
     for direction in DIRECTIONS:
         for k in (1, 5, 10):
             of = [sum(rank <= k for _, rank in DATA[direction][i]) / len(DATA[direction][i]) for i in (0, 2, 3)]
@@ -80,7 +92,7 @@ def test_recalls_are_those_of_loops():
     ("chosen", "names"), [(None, ["cs", "en", "fr"]), (["en", "cs"], ["cs", "en"]), (["fr", "en"], ["en", "fr"])]
 )
 def test_mrv_and_mrsd_are_those_of_loops(chosen, names):
-    results = retrieval_results(ranks(), LANGUAGES, mrv_languages=chosen)
+    results = retrieval_results(ranks(), LANGUAGES, protocol=EvaluationProtocol(mrv_languages=chosen))
     for key, spread in (("mrv", statistics.pvariance), ("mrsd", statistics.pstdev)):
         expected = {d: loop_consistency(d, map(LANGUAGES.index, names), spread) for d in DIRECTIONS}
         values = [expected[d][0] for d in DIRECTIONS]
@@ -89,20 +101,21 @@ def test_mrv_and_mrsd_are_those_of_loops(chosen, names):
         assert found["mean"] == pytest.approx(sum(values) / 2, rel=1e-14)
         assert found["languages"] == names
         assert found["instances"] == expected["image_to_text"][1] == (3 if "fr" not in names else 2)
-        assert set(found) == {*DIRECTIONS, "mean", "languages", "instances"}
+        assert set(found) == {*DIRECTIONS, "mean", "interval", "languages", "instances", "left_out"}
+        assert found["left_out"] == (0 if "fr" not in names else 1)
     assert results["mrv"]["mean"] != results["mrsd"]["mean"]
 
 
 def nowhere_common():
-    one = {0: LanguageRanks(torch.tensor([1]), torch.tensor([1]), 1)}
-    return dict.fromkeys(DIRECTIONS, one | {1: LanguageRanks(torch.tensor([2]), torch.tensor([1]), 1)})
+    one = {0: language_ranks(torch.tensor([1]), torch.tensor([1]), 1)}
+    return dict.fromkeys(DIRECTIONS, one | {1: language_ranks(torch.tensor([2]), torch.tensor([1]), 1)})
 
 
 @pytest.mark.parametrize(
     ("given", "options", "reason", "names"),
     [
         (ranks(only=(2,)), {}, "a single language", ["en"]),
-        (ranks(), {"mrv_languages": ["fr"]}, "a single language", ["fr"]),
+        (ranks(), {"protocol": EvaluationProtocol(mrv_languages=["fr"])}, "a single language", ["fr"]),
         (ranks(), {"parallel": False}, "not translations", ["cs", "en", "fr"]),
         (nowhere_common(), {}, "no image has a caption in each", ["cs", "de"]),
     ],
@@ -123,7 +136,12 @@ def test_mrv_that_means_nothing_is_null_and_says_why(given, options, reason, nam
     [
         ({d: {} for d in DIRECTIONS}, LANGUAGES, {}, "ranks of at least one language"),
         (ranks(), LANGUAGES[:3], {}, "a name for each index"),
-        (ranks(), LANGUAGES, {"mrv_languages": ["en", "de"]}, "MRV is asked for over 'de', but captions are there in"),
+        (
+            ranks(),
+            LANGUAGES,
+            {"protocol": EvaluationProtocol(mrv_languages=["en", "de"])},
+            "MRV is asked for over 'de', but captions are there in",
+        ),
     ],
 )
 def test_results_that_cannot_be(given, names, options, message):
@@ -137,23 +155,24 @@ def test_document(tmp_path):
     scores = retrieval_results(ranks(), LANGUAGES)
     document = results_document(
         scores,
-        **(MADE_WITH | {"checkpoint": checkpoint, "rerank_depth": 128, "rerank_by": "matching"}),
+        **(MADE_WITH | {"checkpoint": checkpoint}),
         ranking="re-ranked",
     )
     assert json.loads(json.dumps(document)) == document  # Python numbers throughout
     assert list(document) == [
-        *("dataset", "split", "left_out", "ranking", "rerank_depth", "rerank_by", "checkpoint", "seed", "versions"),
-        *("languages", "mean_recalls", "mean_recall", "mrv", "mrsd"),
+        *("format", "dataset", "split", "left_out", "ranking", "protocol", "checkpoint", "seed", "data", "versions"),
+        *("languages", "language_means", "mean_recalls", "mean_recall", "mean_recall_interval", "worst_language"),
+        *("gap_to_english", "mrv", "mrsd", "rank1_agreement", "folds", "text_to_text"),
     ]
     assert {key: document[key] for key in scores} == scores
     assert document["left_out"] == LEFT_OUT
     assert document["checkpoint"] == {"path": str(checkpoint), "sha256": hashlib.sha256(b"weights").hexdigest()}
-    assert [document[key] for key in ("ranking", "rerank_depth", "rerank_by", "seed")] == [
-        "re-ranked",
-        128,
-        "matching",
-        7,
-    ]
+    assert [document[key] for key in ("ranking", "seed", "data")] == ["re-ranked", 7, {"images": 3, "sha256": "abc"}]
+    assert document["protocol"] == {
+        "mrv_languages": None, "folds": 1, "text_to_text": False, "rerank_depth": 128, "rerank_by": "matching",
+        "resamples": 1000,
+    }  # fmt: skip
+    assert results_document(scores, **MADE_WITH)["protocol"]["rerank_depth"] == 0  # of the dual encoder
     packages = {"ccr_lightning", "torch", "lightning", "torchmetrics", "transformers", "timm", "tokenizers"}
     assert set(document["versions"]) == packages | {"python"}
     assert document["versions"]["ccr_lightning"] == _version.__version__
@@ -222,9 +241,7 @@ def test_table_is_readable_at_80_columns():
 
 def test_table_says_why_there_is_no_mrv_and_what_was_re_ranked(capsys):
     scores = retrieval_results(ranks(only=(2,)), LANGUAGES)
-    document = results_document(
-        scores, **(MADE_WITH | {"rerank_depth": 128, "rerank_by": "matching"}), ranking="re-ranked"
-    )
+    document = results_document(scores, **MADE_WITH, ranking="re-ranked")
     text = printed(document)
     assert "(re-ranked, best 128 by matching)" in text
     assert "MRV: none, for a single language has nothing to be consistent with" in text
@@ -237,7 +254,7 @@ def test_table_of_ten_languages_with_large_ranks():
     generator = torch.Generator().manual_seed(0)
     many = {
         direction: {
-            index: LanguageRanks(torch.arange(50), torch.randint(1, 10_000, (50,), generator=generator), 10_000)
+            index: language_ranks(torch.arange(50), torch.randint(1, 10_000, (50,), generator=generator), 10_000)
             for index in range(10)
         }
         for direction in DIRECTIONS

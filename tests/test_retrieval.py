@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from fractions import Fraction
 
 import numpy as np
@@ -15,10 +14,11 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional import retrieval
 from ccr_lightning.functional.retrieval import (
-    align_ranks,
-    mean_rank_variance,
+    RankCounts,
+    first_results,
+    rank_counts,
     recall_at_k,
-    reranked_ranks,
+    reranked_counts,
     retrieval_ranks,
     top_candidates,
 )
@@ -102,6 +102,23 @@ def test_nearly_tied_cells_are_decided_as_in_exact_arithmetic(monkeypatch):
         torch.tensor(queries), torch.tensor(gallery), torch.tensor(query_ids), torch.arange(len(gallery))
     )
     assert ranks.tolist() == expected
+    counts = rank_counts(
+        torch.tensor(queries), torch.tensor(gallery), torch.tensor(query_ids), torch.arange(len(gallery))
+    )
+    ties = [
+        sum(value == row[own] for item, value in enumerate(row) if item != own)
+        for row, own in zip(exact, query_ids, strict=True)
+    ]
+    assert counts.tied.tolist() == ties
+    assert 0 < sum(tied > 0 for tied in ties) < len(ties)
+    assert (1 + counts.ahead + counts.tied).equal(ranks)
+
+    best = [[item for item, value in enumerate(row) if value == max(row)] for row in exact]
+    assert {len(items) > 1 for items in best} == {True, False}
+    for ids in (torch.arange(len(gallery)), torch.arange(len(gallery)) // 7, torch.zeros(len(gallery)).long()):
+        found = first_results(torch.tensor(queries), torch.tensor(gallery), ids)
+        of_best = [{int(ids[item]) for item in items} for items in best]
+        assert found.tolist() == [of.pop() if len(of) == 1 else -1 for of in of_best]
 
     order = [sorted(range(len(gallery)), key=lambda item: (-row[item], item)) for row in exact]
     monkeypatch.setattr(retrieval, "_CELLS", 1)  # one query at a time, so that none profits from another's slack
@@ -157,6 +174,10 @@ def test_collapsed_model_ranks_last_in_bounded_memory(width):
     assert recorder.largest <= max(2 * tile, embeds.numel())
     if width == 3:
         assert 2 * tile < n * n
+
+    assert (rank_counts(embeds, embeds, ids, ids).tied == n - 1).all()
+    assert (first_results(embeds[:5], embeds, ids) == -1).all()
+    assert (first_results(embeds[:5], embeds, ids * 0 + 4) == 4).all()
 
     several = retrieval_ranks(embeds, embeds, ids // 3, ids // 3)
     assert (several == 1 + n - 3).all()
@@ -288,75 +309,6 @@ def test_recall_of_nonsense(ranks, k, message):
         recall_at_k(ranks, k)
 
 
-def test_mean_rank_variance_is_that_of_the_loop():
-    rows = np.random.default_rng(0).integers(1, 500, (50, 4)).tolist()
-    ranks = torch.tensor(rows)
-    variance = sum(statistics.pvariance(row) for row in rows) / len(rows)
-    deviation = sum(statistics.pstdev(row) for row in rows) / len(rows)
-    assert mean_rank_variance(ranks).item() == pytest.approx(variance, rel=1e-14)
-    assert mean_rank_variance(ranks, statistic="std").item() == pytest.approx(deviation, rel=1e-14)
-    assert mean_rank_variance(ranks) != mean_rank_variance(ranks, "std") ** 2
-
-
-@pytest.mark.parametrize("statistic", ["variance", "std"])
-def test_mean_rank_variance_identities(statistic):
-    ranks = torch.randint(1, 1000, (40, 3), generator=torch.Generator().manual_seed(0))
-    found = mean_rank_variance(ranks, statistic)
-    assert found > 0
-    assert found.dtype == torch.float64
-    for offset in (-1, 7, 10**9):
-        assert mean_rank_variance(ranks + offset, statistic) == found
-    assert mean_rank_variance(ranks[:, [2, 0, 1]], statistic).item() == pytest.approx(found.item(), rel=1e-14)
-    assert mean_rank_variance(ranks[:, :1].expand(40, 5), statistic) == 0
-    assert mean_rank_variance(ranks[:, :1], statistic) == 0
-    factor = 3 if statistic == "std" else 9
-    assert mean_rank_variance(3 * ranks, statistic).item() == pytest.approx(factor * found.item(), rel=1e-14)
-
-
-def test_identical_texts_have_no_rank_variance():
-    generator = torch.Generator().manual_seed(0)
-    images, texts = torch.randn(2, 50, 8, generator=generator).unbind()
-    ids = torch.arange(50)
-    ranks = [retrieval_ranks(texts.clone(), images, ids, ids) for _ in range(4)]
-    assert ranks[0].float().var() > 0
-    assert mean_rank_variance(torch.stack(ranks, 1)) == 0
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,)])
-def test_mean_rank_variance_of_nothing(shape):
-    with pytest.raises(CCRError, match="at least one instance"):
-        mean_rank_variance(torch.ones(shape))
-
-
-def test_unknown_statistic():
-    with pytest.raises(CCRError, match="'median' is unknown: choose one of variance, std"):
-        mean_rank_variance(torch.ones(2, 2), "median")
-
-
-def test_align_ranks_is_that_of_the_loop():
-    generator = np.random.default_rng(0)
-    ids = [generator.integers(0, 30, 60) + 2**50 for _ in range(3)]
-    ranks = [generator.integers(1, 100, 60) for _ in range(3)]
-    of = [
-        {key: [r for i, r in zip(ids[k], ranks[k], strict=True) if i == key] for key in set(ids[k].tolist())}
-        for k in range(3)
-    ]
-    common = sorted(set(of[0]) & set(of[1]) & set(of[2]))
-    assert 0 < len(common) < len(set(of[0]) | set(of[1]) | set(of[2]))
-    found_ids, found = align_ranks([torch.tensor(i) for i in ids], [torch.tensor(r) for r in ranks])
-    assert found_ids.tolist() == common
-    assert found.tolist() == [[sum(of[k][key]) / len(of[k][key]) for k in range(3)] for key in common]
-
-
-def test_align_ranks_of_nothing():
-    found_ids, found = align_ranks([torch.tensor([1, 2]), torch.tensor([3])], [torch.tensor([1, 1]), torch.tensor([1])])
-    assert found_ids.shape == (0,)
-    assert found.shape == (0, 2)
-    for ids, ranks in (([], []), ([torch.tensor([1])], [torch.tensor([1, 2])])):
-        with pytest.raises(CCRError, match="do not fit"):
-            align_ranks(ids, ranks)
-
-
 @pytest.mark.parametrize("n", [1, 3, 40])
 def test_top_candidates_are_those_of_the_loop(n, monkeypatch):
     monkeypatch.setattr(retrieval, "_CELLS", 7 * 40)  # several tiles of queries, the last one not full
@@ -370,6 +322,29 @@ def test_top_candidates_are_those_of_the_loop(n, monkeypatch):
         assert candidates.tolist() == [row[:n] for row in order]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_first_results_are_those_of_the_loop(dtype, monkeypatch):
+    monkeypatch.setattr(retrieval, "_CELLS", 7 * 40)
+    generator = np.random.default_rng(1)
+    queries, gallery, ids = grid(generator, 30, 4), grid(generator, 40, 4), generator.integers(0, 25, 40)
+    expected = []
+    for query in queries:
+        similarity = [sum(query * item) for item in gallery]
+        of_best = {int(own) for own, value in zip(ids, similarity, strict=True) if value == max(similarity)}
+        expected.append(of_best.pop() if len(of_best) == 1 else -1)
+    assert -1 in expected
+    assert len(set(expected)) > 5
+    found = first_results(torch.tensor(queries, dtype=dtype), torch.tensor(gallery, dtype=dtype), torch.tensor(ids))
+    assert found.tolist() == expected
+
+
+def test_first_results_of_nonsense():
+    with pytest.raises(CCRError, match="gallery_ids has -3: number images from 0"):
+        first_results(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([-3, 1]))
+    with pytest.raises(CCRError, match="pass 2 integers"):
+        first_results(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([1]))
+
+
 @pytest.mark.parametrize("n", [0, 5])
 def test_too_many_candidates(n):
     with pytest.raises(CCRError, match=f"n is {n}, but the gallery has 4 items"):
@@ -377,17 +352,17 @@ def test_too_many_candidates(n):
 
 
 @pytest.mark.parametrize("n", [1, 4, 25])
-def test_reranked_ranks_are_those_of_the_loop(n):
+def test_reranked_counts_are_those_of_the_loop(n):
     """The whole gallery in its new order: candidates by score, then the rest by the dual encoder, positives last."""
     generator = np.random.default_rng(n)
     queries, gallery = torch.tensor(grid(generator, 20, 3)), torch.tensor(grid(generator, 25, 3))
     query_ids, gallery_ids = torch.arange(20) % 6, torch.arange(25) % 6
     scores = torch.tensor(generator.integers(0, 4, (20, n)) / 2)
-    ranks = retrieval_ranks(queries, gallery, query_ids, gallery_ids)
+    counts = rank_counts(queries, gallery, query_ids, gallery_ids)
     candidates = top_candidates(queries, gallery, n)
-    found = reranked_ranks(ranks, scores, gallery_ids[candidates] == query_ids[:, None])
+    found = reranked_counts(counts, scores, gallery_ids[candidates] == query_ids[:, None])
 
-    expected = []
+    expected, ties = [], []
     for query in range(20):
         first = candidates[query].tolist()
         keys = {}
@@ -399,14 +374,21 @@ def test_reranked_ranks_are_those_of_the_loop(n):
                 keys[item] = (1, -float(queries[query] @ gallery[item]), positive)
         order = sorted(keys, key=keys.get)
         place = next(i for i, item in enumerate(order) if keys[item][2])
-        expected.append(1 + place)
-    assert found.tolist() == expected
+        expected.append(place)
+        best, similarity = keys[order[place]], (gallery @ queries[query]).tolist()
+        if best[0] == 0:
+            ties.append(sum(key[:2] == best[:2] and not key[2] for key in keys.values()))
+        else:  # as the dual encoder counts
+            ties.append(sum(value == -best[1] and not keys[item][2] for item, value in enumerate(similarity)))
+    assert (found.ahead + found.tied).tolist() == expected
+    assert found.tied.tolist() == ties
+    assert sum(ties) > 0
     if n < 25:
         assert any(not (gallery_ids[row] == query).any() for row, query in zip(candidates, query_ids, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("ranks", "scores", "is_positive", "message"),
+    ("counts", "scores", "is_positive", "message"),
     [
         (torch.ones(2), torch.ones(3, 4), torch.ones(3, 4).bool(), "do not fit"),
         (torch.ones(3), torch.ones(3, 4), torch.ones(3, 5).bool(), "do not fit"),
@@ -415,9 +397,9 @@ def test_reranked_ranks_are_those_of_the_loop(n):
         (torch.ones(3), torch.tensor([[1.0], [float("nan")], [1.0]]), torch.ones(3, 1).bool(), "first in row 1"),
     ],
 )
-def test_scores_that_do_not_fit(ranks, scores, is_positive, message):
+def test_scores_that_do_not_fit(counts, scores, is_positive, message):
     with pytest.raises(CCRError, match=message):
-        reranked_ranks(ranks, scores, is_positive)
+        reranked_counts(RankCounts(counts, counts), scores, is_positive)
 
 
 @pytest.mark.gpu

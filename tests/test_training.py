@@ -16,6 +16,7 @@ from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.functional.masking import mask_tokens
 from ccr_lightning.functional.matching import draw_matching
 from ccr_lightning.models.fusion import FusionEncoder
@@ -244,7 +245,7 @@ def test_bfloat16(data):
 
 
 def test_reranking_in_bfloat16(data):
-    module = model(rerank_depth=3)
+    module = model(protocol=EvaluationProtocol(rerank_depth=3))
     trainer(precision="bf16-mixed").test(module, datamodule=data(), verbose=False)
     for direction in ("image_to_text", "text_to_image"):
         dual, new = module.results["mean_recalls"][direction], module.reranked["mean_recalls"][direction]
@@ -326,13 +327,25 @@ def test_the_temperature_stays_in_its_range(data, start):
     [
         ({}, {"batch_size": 1}, "batch_size is 1"),
         ({}, {"tokenizer": CaptionTokenizer(vocab_size=201)}, "the tokeniser has 201 tokens but the text encoder only"),
-        ({"mrv_languages": ["en", "fr"]}, {}, "mrv_languages names 'fr', which is not among .* en, de, ja"),
+        (
+            {"protocol": EvaluationProtocol(mrv_languages=["en", "fr"])},
+            {},
+            "mrv_languages names 'fr', which is not among .* en, de, ja",
+        ),
         ({"fusion": False}, {}, "need a fusion encoder"),
         ({"fusion": False, "matching_weight": 0}, {}, "need a fusion encoder"),
-        ({"fusion": False, "matching_weight": 0, "masked_lm_weight": 0, "rerank_depth": 2}, {}, "need a fusion encod"),
+        (
+            {
+                "fusion": False,
+                "matching_weight": 0,
+                "masked_lm_weight": 0,
+                "protocol": EvaluationProtocol(rerank_depth=2),
+            },
+            {},
+            "need a fusion encod",
+        ),
         ({"contrastive_weight": 0, "matching_weight": 0, "masked_lm_weight": 0}, {}, "are all 0"),
         ({"draw_warmup": 2}, {}, "draw_warmup is 2"),
-        ({"rerank_depth": -3}, {}, "rerank_depth is -3"),
         ({"masked_lm_weight": -1}, {}, "must not be negative"),
         ({"objective": "one_to_one", "text_to_image_weight": 0.5}, {}, "has no meaning"),
         ({"objective": "english_pivot", "pivot_language": "fr"}, {}, "needs 'fr' in every batch"),
@@ -443,7 +456,7 @@ def test_results_are_what_loops_over_the_predictions_find(data, tmp_path):
     fitting.fit(module, datamodule=captions)
     fitting.save_checkpoint(tmp_path / "best.ckpt")
 
-    scored = model(rerank_depth=0)
+    scored = model(protocol=EvaluationProtocol())
     scored.load_state_dict({name: torch.zeros_like(value) for name, value in scored.state_dict().items()})
     trainer().test(scored, datamodule=captions, ckpt_path=tmp_path / "best.ckpt", weights_only=True, verbose=False)
 

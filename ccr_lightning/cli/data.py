@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> int:
     Raises:
         CCRError: For whatever the user can put right.
     """
-    if not args or args[0] in ("-h", "--help"):
+    if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
     action, *rest = args

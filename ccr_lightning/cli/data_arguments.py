@@ -6,10 +6,11 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ccr_lightning.cli.messages import explain_parse_error, load_config
+from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
 from ccr_lightning.data.build import MAX_BAD_FRACTION, BadRecords
 from ccr_lightning.data.check import StoreSource
 from ccr_lightning.data.shards import verify_shards
@@ -54,9 +55,15 @@ class Arguments(argparse.ArgumentParser):
     def read(self, args: Sequence[str]) -> tuple[argparse.Namespace, DataSettings]:
         """Return the command's own options, and what its data are."""
         options, settings = self.parse_known_args(args)
-        if others := [setting for setting in settings if setting.startswith("-") and not setting.startswith("--data.")]:
-            self.error(f"unknown option {others[0]!r}")
+        if others := [setting for setting in settings if _is_option(setting) and not setting.startswith("--data.")]:
+            known = [option for action in self._actions for option in action.option_strings]
+            close = get_close_matches(others[0].replace("-", "_").replace("__", "--", 1), known, n=1)
+            self.error(f"unknown option {others[0]!r}" + (f", did you mean {close[0]!r}?" if close else ""))
         return options, read_data(options.data, options.image_root, settings)
+
+
+def _is_option(argument: str) -> bool:
+    return argument.startswith("-") and not argument[1:2].isdigit()
 
 
 def read_data(paths: Sequence[str], image_root: str | None = None, settings: Sequence[str] = ()) -> DataSettings:
@@ -78,6 +85,8 @@ def read_data(paths: Sequence[str], image_root: str | None = None, settings: Seq
         return _from_configs(configs, settings)
     if len(paths) > 1 or settings:
         raise CCRError(f"{' '.join([*paths, *settings])}: give one path, or configurations (.yaml) and settings.")
+    if not paths[0]:
+        raise CCRError("the path is empty; name a configuration, a file or a folder.")
     path = Path(paths[0])
     if os.path.isfile(path / MANIFEST):
         verify_store(path)
@@ -93,12 +102,16 @@ def _json_lines(path: Path, image_root: str | None) -> JsonLines:
     if os.path.isdir(path):  # unlike the methods of Path, False where a name is too long to be one
         files = sorted(file for ending in ("jsonl", "jsonl.gz") for file in path.glob(f"*.{ending}"))
         if not files:
-            raise CCRError(f"{path}: no files *.jsonl and no store; pass a configuration, or a folder that has some.")
+            below = [f"{path / name}" for name in ("train", "val", "test") if os.path.isfile(path / name / INDEX)]
+            advice = f"did you mean {below[0]}?" if below else "pass a configuration, or a folder that has some."
+            raise CCRError(f"{path}: no files *.jsonl and no store; {advice}")
         root = path
     elif os.path.isfile(path):
         files, root = [path], path.parent
     else:
         raise CCRError(f"{path}: there is no such file or folder; check the path.")
+    if image_root is not None and not os.path.isdir(image_root):
+        raise CCRError(f"--image_root {image_root}: there is no such folder; check the path.")
     splits = {file.name.split(".jsonl")[0]: str(file) for file in files}
     if len(splits) < len(files):
         raise CCRError(f"{path}: a split is there twice, as .jsonl and as .jsonl.gz; keep one of them.")
@@ -122,7 +135,10 @@ def _from_configs(configs: Sequence[str], settings: Sequence[str]) -> DataSettin
     parsed = parser.parse_args([*given, *settings])
     if parsed.data.source is None:
         raise CCRError(f"{', '.join(configs)}: there is no data.source; name one by class_path and init_args.")
-    data = parser.instantiate(parsed).data
+    try:
+        data = parser.instantiate(parsed).data
+    except ValueError as error:
+        raise own_cause(error) or error from None
     return DataSettings(data.source, data.cache_dir, data.bad_records, data.max_bad_fraction)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from ccr_lightning.cli.data_arguments import Arguments, read_data
-from ccr_lightning.data.check import CheckReport, Finding, check_source
+from ccr_lightning.data.check import PLACES, CheckReport, Finding, check_source
 
 HELP = """\
 usage: ccr data check CONFIG|PATH [options]
@@ -15,10 +15,10 @@ Reads all captions, decodes every image completely, and prints what there is in 
 wrong, with file and line of the first few of each kind. Exit status 1 if anything would change results.
 
 Faults (they change results): records and images that cannot be read; unsafe image paths; an image id that two images
-have; blank captions; images without captions; a language without captions; an image that is in two splits, by its id or
-its content, or twice in a split for evaluation.
-Remarks (they may be meant): images without some language; captions that several images share, and pictures that are
-there twice in train, which are false negatives in training.
+have; blank captions; images without captions; a language without captions, or under two codes that differ in case; an
+image that is in two splits, by its id or its content, or twice in a split for evaluation.
+Remarks (they may be meant): images without some language; codes that may be one language; JPEGs that are damaged in
+part; captions that several images share, and pictures that are twice in train, which are false negatives in training.
 
 arguments:
   CONFIG|PATH           a configuration with data.source (several are merged), JSON lines or a folder of them, a
@@ -28,6 +28,7 @@ options:
   --split NAME ...      splits to check (default: all)
   --against OTHER ...   configurations or paths of other data, to find images that these have too: the data that a
                         model was trained on, against those that it is tested on
+  --places N            places of each kind to show (default: 5)
   --skip_images         do not read the images: quicker, and possible without them
   --json                print the report as JSON
   --image_root DIR      the folder of the images, for JSON lines
@@ -47,11 +48,12 @@ def run(args: Sequence[str]) -> int:
     parser = Arguments("check")
     parser.add_argument("--split", nargs="+", action="extend")
     parser.add_argument("--against", nargs="+", action="extend", default=[])
+    parser.add_argument("--places", type=int, default=PLACES)
     parser.add_argument("--skip_images", action="store_true")
     parser.add_argument("--json", action="store_true")
     options, data = parser.read(args)
     against = [(path, read_data([path]).source) for path in options.against]
-    report = check_source(data.source, options.split, not options.skip_images, against)
+    report = check_source(data.source, options.split, not options.skip_images, against, options.places)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

@@ -49,7 +49,7 @@ def run(args: Sequence[str]) -> int:
     """
     parser = Arguments("translate")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--to", dest="target_languages", type=lambda text: text.split(","), required=True)
+    parser.add_argument("--to", dest="target_languages", type=_names, required=True)
     parser.add_argument("--from", dest="source_language", default="en")
     parser.add_argument("--out", required=True)
     parser.add_argument("--split", default="train")
@@ -77,3 +77,7 @@ def run(args: Sequence[str]) -> int:
         print(f"{translation.images_without_source:,} images have no caption in {given.source_language}.")
     print(f"\nread it with this in a configuration:\n\n{config_snippet(translation, out, source.languages)}", end="")
     return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]

@@ -80,13 +80,13 @@ options:
 usage: ccr test --ckpt_path PATH [settings]
 
 Scores a checkpoint on the test split: recall@1, 5, 10 per language and direction, MRV and MRSD. Prints a table and
-writes runs/NAME/results.json, and results-reranked.json with --model.rerank_depth.
+writes runs/NAME/results.json, and results-reranked.json with --model.protocol.rerank_depth.
 
 options:
 {_TRAINED}
 {_SETTINGS}
 examples:
-  ccr test --ckpt_path runs/pretrain --model.rerank_depth 16 --trainer.devices 1   (re-ranking runs on one device)
+  ccr test --ckpt_path runs/pretrain --model.protocol.rerank_depth 16     (also re-ranks the best 16 of each query)
   ccr test --ckpt_path runs/pretrain --config xtd.yaml     (xtd.yaml names another data.source: see docs/data.md)
 """,
     "predict": f"""\
@@ -131,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = "what is finished stays" if args[0] == "data" else "a run that has begun goes on with --resume auto"
         print(f"error: interrupted: start it again; {goes_on}.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell says of a program that the closed pipe ended
     except Exception as error:
         if _first_process_speaks(parent):
             return 1

@@ -64,6 +64,22 @@ def explain_parse_error(message: str, parsers: Iterable[ArgumentParser], configs
     return _explain_config(message, configs) or _explain_value(message) or " ".join(message.split())
 
 
+def own_cause(error: BaseException) -> CCRError | None:
+    """Return this package's own error, which the parser packs into one of its own for a part that may be null.
+
+    Example:
+        >>> try:
+        ...     raise ValueError("does not validate") from CCRError("XTD has no captions in xx.")
+        ... except ValueError as error:
+        ...     str(own_cause(error))
+        'XTD has no captions in xx.'
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, CCRError):
+        cause = cause.__cause__
+    return cause
+
+
 def _explain_config(message: str, configs: Sequence[str]) -> str | None:
     """Names the file, which the parser does not, and the place in it."""
     if not message.startswith(("Problems parsing config", "Unexpected config")):

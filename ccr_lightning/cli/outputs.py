@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ccr_lightning.data.datamodule import CaptionDataModule
-from ccr_lightning.evaluation.results import results_document, write_results
+from ccr_lightning.evaluation.results import results_document, weights_sha256, write_results
 from ccr_lightning.evaluation.table import print_results
 from ccr_lightning.files import atomic_write
 from ccr_lightning.training.module import RetrievalModule
@@ -44,24 +44,28 @@ def write_scores(
         "dataset": data.source.name,
         "split": split,
         "left_out": data.left_out(split),
+        "protocol": model.protocol,
         "checkpoint": checkpoint,
         "seed": model.seed,
+        "made_of": {**data.made_of(split), **_model(model)},
     }
     assert model.results is not None
-    documents = {"-val" if split == "val" else "": results_document(model.results, rerank_depth=0, **made_with)}
+    documents = {"-val" if split == "val" else "": results_document(model.results, **made_with)}
     if model.reranked:
-        documents["-reranked"] = results_document(
-            model.reranked,
-            ranking="re-ranked",
-            rerank_depth=model.rerank_depth,
-            rerank_by=model.rerank_by,
-            **made_with,
-        )
+        documents["-reranked"] = results_document(model.reranked, ranking="re-ranked", **made_with)
     for suffix, document in documents.items():
         path = folder / f"results{suffix}.json"
         write_results(path, document)
         print_results(document)
         print(f"written to {path}")
+
+
+def _model(model: RetrievalModule) -> dict[str, Any]:
+    trainer, weights = model.trainer, model.retriever.state_dict()
+    return {
+        "model": {"parameters": sum(of.numel() for of in model.parameters()), "sha256": weights_sha256(weights)},
+        "ran_on": {"device": model.device.type, "devices": trainer.world_size, "precision": trainer.precision},
+    }
 
 
 def write_embeddings(

@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ccr_lightning.cli.messages import explain_parse_error, given_configs
+from ccr_lightning.cli.messages import explain_parse_error, given_configs, own_cause
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.errors import CCRError
@@ -105,6 +105,8 @@ class TrainingCLI(LightningCLI):
         if settings.name is None:
             configs = settings.get("config") or []
             settings.name = Path(str(configs[-1])).stem if configs else self.subcommand
+        if settings.name in ("", ".", "..") or Path(settings.name).name != settings.name:
+            raise CCRError(f"--name is {settings.name!r}: give a name without slashes; --runs_dir says where runs lie.")
         self.folder = RunFolder(Path(settings.runs_dir) / settings.name)
         self.resume_from = None
         if self.subcommand == "fit":
@@ -177,7 +179,12 @@ class TrainingCLI(LightningCLI):
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             if not self.folder.config.exists():
                 raise CCRError("the run was interrupted before it began: start it again.") from error
-            raise CCRError(f"the run was interrupted: continue it with {self._command_to_go_on()}") from error
+            command = self._command_to_go_on()
+            if not self.folder.last.exists() and self.resume_from is None:
+                raise CCRError(
+                    f"the run was interrupted before its first checkpoint: start anew with {command}"
+                ) from error
+            raise CCRError(f"the run was interrupted: continue it with {command}") from error
 
     def _test_what_was_trained(self) -> None:
         if self._is_trial:
@@ -207,8 +214,10 @@ class TrainingCLI(LightningCLI):
 
     def validate(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
         """Scores a checkpoint on the validation split."""
-        if model.rerank_depth:
-            raise CCRError("ccr validate does not re-rank: pass --model.rerank_depth 0, or re-rank with ccr test.")
+        if model.protocol.rerank_depth:
+            raise CCRError(
+                "ccr validate does not re-rank: pass --model.protocol.rerank_depth 0, or re-rank with ccr test."
+            )
         self._refuse_part("val")
         self._score("val", Path(ckpt_path))
 
@@ -281,10 +290,7 @@ def run(args: list[str]) -> int:
             load_from_checkpoint_support=False,
         )
     except (ValueError, MisconfigurationException) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, CCRError):
-            cause = cause.__cause__  # the parser packs the errors of parts that may be null into its own
-        if cause is not None:
+        if (cause := own_cause(error)) is not None:
             raise cause from cause.__cause__
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if not frame.f_globals["__name__"].startswith("lightning."):  # somebody's mistake in a program

@@ -17,12 +17,12 @@ from typing import Any, Literal
 from ccr_lightning._version import __version__
 from ccr_lightning.data.cache import writable_folder
 from ccr_lightning.data.faults import RecordFault, printable
-from ccr_lightning.data.progress import counted
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.store import FORMAT, LEFT_OUT, MANIFEST, read_left_out, read_manifest
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.progress import counted
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 BadRecords = Literal["error", "skip"]

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from itertools import combinations
 from typing import Any, cast
@@ -13,15 +14,16 @@ from typing import Any, cast
 import numpy as np
 
 from ccr_lightning.data.faults import FaultKind, RecordFault, Report, printable, stop
-from ccr_lightning.data.progress import counted
+from ccr_lightning.data.images import damage
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.reading import check_split
 from ccr_lightning.data.store import Store, read_left_out
 from ccr_lightning.errors import CCRError
+from ccr_lightning.progress import counted
 from ccr_lightning.types import ImageCaptions
 
-PLACES = 5  # of a kind of finding that are remembered
+PLACES = 5  # of a kind of finding that are remembered, unless more are asked for
 
 _Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -36,6 +38,7 @@ class Finding:
         is_fault: Whether it changes results: something is left out, or scored wrongly. The others are remarks.
         count: How often.
         places: The first few, each a sentence that starts with ``file:line``.
+        most_places: How many of them are remembered.
     """
 
     kind: str
@@ -43,11 +46,12 @@ class Finding:
     is_fault: bool
     count: int = 0
     places: list[str] = field(default_factory=list)
+    most_places: int = field(default=PLACES, repr=False)
 
     def add(self, place: str) -> None:
         """Count it, and remember its place if it is one of the first."""
         self.count += 1
-        if len(self.places) < PLACES:
+        if len(self.places) < self.most_places:
             self.places.append(printable(place))
 
 
@@ -87,7 +91,10 @@ class CheckReport:
             "source": self.source,
             "languages": list(self.languages),
             "splits": {split: _as_dict(counts) for split, counts in self.splits.items()},
-            "findings": [vars(finding) for finding in self.findings],
+            "findings": [
+                {name: value for name, value in vars(finding).items() if name != "most_places"}
+                for finding in self.findings
+            ],
             "has_faults": self.has_faults,
         }
 
@@ -97,14 +104,17 @@ def check_source(
     splits: Sequence[str] | None = None,
     images: bool = True,
     against: Sequence[tuple[str, Source]] = (),
+    places: int = PLACES,
 ) -> CheckReport:
     """Read all records of splits and all their pictures, and report what is there and what is wrong.
 
     Faults are records, captions and pictures that cannot be used; an image that is in two splits, by its id or its
     bytes; the same picture under two ids in a split other than ``train``; an image without any caption; a language
-    without any in a split; and a split that cannot be read. Remarks are images that lack a language where languages are
-    parallel, the same picture under two ids in ``train``, and captions that several images share: in training these may
-    be false negatives. Memory is 16 bytes for each caption and some 200 for each image.
+    without any in a split; one language under two codes that differ in case only; and a split that cannot be read.
+    Remarks are images that lack a language where languages are parallel, the same picture under two ids in ``train``,
+    captions that several images share (in training these may be false negatives), languages whose codes differ in the
+    region only, and JPEGs of which a part is damaged, which all programs show but each in its own way. Memory is 16
+    bytes for each caption and some 200 for each image.
 
     Args:
         source: The source.
@@ -112,21 +122,23 @@ def check_source(
         images: Whether to read the pictures; without them they are compared by their ids only.
         against: Names and sources of other data; an image that one of them has too, in any split, is a fault, and so is
             what of them cannot be read.
+        places: How many places of each kind of finding to remember.
 
     Raises:
         CCRError: The source has no such split.
     """
     for name in splits or ():
         check_split(source.name, name, source.splits)
-    seen = {name: _Split(source, name, images) for name in splits or source.splits}
+    seen = {name: _Split(source, name, images, places) for name in splits or source.splits}
     for split in seen.values():
         split.read()
     findings = [finding for split in seen.values() for finding in split.findings()]
+    findings += _codes_of_one_language(list(seen.values()))
     for earlier, later in combinations(seen.values(), 2):
         findings += later.shared_with(earlier, f"the split {earlier.name!r}")
     for name, other in against:
         for other_name in other.splits:
-            elsewhere = _Split(other, other_name, images)
+            elsewhere = _Split(other, other_name, images, places)
             elsewhere.read()
             place = f"{name}, split {other_name!r},"
             findings += elsewhere.not_compared(f"{name}, {other_name}")
@@ -168,22 +180,24 @@ class StoreSource:
 class _Split:
     """What is remembered of a split: counts, and hashes of ids, pictures and captions."""
 
-    def __init__(self, source: Source, name: str, images: bool) -> None:
+    def __init__(self, source: Source, name: str, images: bool, places: int) -> None:
         self.source, self.name = source, name
+        self.first_places: dict[str, str] = {}  # of each language
+        self._new_finding = partial(Finding, split=name, most_places=places)
         self.counts = SplitCounts()
         self._images = images
         self._where: list[str] = []
         self._ids, self._pictures = array("Q"), array("Q")
         self._captions = {language: (array("Q"), array("I")) for language in source.languages}
         self._found: dict[str, Finding] = {}
-        self._unread = Finding("not compared", name, is_fault=True)
+        self._unread = self._new_finding("not compared", is_fault=True)
         self._lacking = {
-            language: Finding(f"image without {language}", name, is_fault=False) for language in source.languages
+            language: self._new_finding(f"image without {language}", is_fault=False) for language in source.languages
         }
 
     def read(self) -> None:
         records: Iterable[RecordOrFault] = read_records(self.source, self.name)
-        records = with_pictures(records) if self._images else records
+        records = with_pictures(records, damage) if self._images else records
         try:
             for record in counted(records, f"reading {self.source.name}/{self.name}", "images"):
                 if isinstance(record, RecordFault):
@@ -214,12 +228,12 @@ class _Split:
 
     def shared_with(self, other: _Split, name: str) -> list[Finding]:
         """A finding if images of another split, called ``name``, are in this one too."""
-        same = np.isin(_hashes(self._ids), _hashes(other._ids))
+        rows = _places_in(_hashes(other._ids), _hashes(self._ids))
         if self._images:
-            same |= np.isin(_hashes(self._pictures), _hashes(other._pictures))
-        finding = Finding("image in two places", self.name, is_fault=True)
-        for row in np.flatnonzero(same):
-            finding.add(f"{self._where[row]}: the image is in {name} too.")
+            rows = np.where(rows >= 0, rows, _places_in(_hashes(other._pictures), _hashes(self._pictures)))
+        finding = self._new_finding("image in two places", is_fault=True)
+        for row in np.flatnonzero(rows >= 0):
+            finding.add(f"{self._where[row]}: the image is in {name} too ({other._where[rows[row]]}).")
         return [finding] if finding.count else []
 
     def _add(self, record: ImageCaptions) -> None:
@@ -232,11 +246,15 @@ class _Split:
         for language, texts in record.captions.items():
             self.counts.captions[language] += len(texts)
             self.counts.images_with_caption[language] += 1
+            self.first_places.setdefault(language, record.where)
             hashes, rows = self._captions[language]
             hashes.extend(_hash(text.strip().encode()) for text in texts)
             rows.extend([row] * len(texts))
         for language in self._lacking.keys() - record.captions.keys():
             self._lacking[language].add(f"{record.where}: no caption in {language!r}.")
+        if record.image_damage:
+            place = f"{record.where}: {record.image_damage}; look at it, and fetch it again if that shows."
+            self._find("damaged JPEG", place, is_fault=False)
         for place in record.blank_captions:
             self._find("blank caption", f"{place}: the caption is blank; write it, or know that it is left out.")
         if not record.captions:
@@ -260,7 +278,23 @@ class _Split:
                     self._find("repeated caption", place, is_fault=False)
 
     def _find(self, kind: str, place: str, is_fault: bool = True) -> None:
-        self._found.setdefault(kind, Finding(kind, self.name, is_fault)).add(place)
+        self._found.setdefault(kind, self._new_finding(kind, is_fault=is_fault)).add(place)
+
+
+def _codes_of_one_language(splits: Sequence[_Split]) -> Iterator[Finding]:
+    """Findings of languages under two codes, in the splits where the rarer code is."""
+    total: Counter[str] = sum((split.counts.captions for split in splits), Counter())
+    for often, rarely in combinations(sorted(total, key=lambda code: (-total[code], code)), 2):
+        is_same = often.lower().replace("_", "-") == rarely.lower().replace("_", "-")
+        if is_same or often.lower().partition("-")[0] == rarely.lower().replace("_", "-").partition("-")[0]:
+            for split in splits:
+                if (where := split.first_places.get(rarely)) is not None:
+                    finding = Finding("two codes of one language", split.name, is_fault=is_same)
+                    finding.add(
+                        f"{where}: {rarely!r}, of which there are {total[rarely]:,} captions, and {often!r}, of which "
+                        f"there are {total[often]:,}, {'are' if is_same else 'may be'} one language; use one code."
+                    )
+                    yield finding
 
 
 def _as_dict(counts: SplitCounts) -> dict[str, Any]:
@@ -274,6 +308,15 @@ def _hash(content: bytes) -> int:
 
 def _hashes(values: array[int]) -> _Hashes:
     return np.frombuffer(values, dtype=np.uint64) if values else np.empty(0, dtype=np.uint64)
+
+
+def _places_in(searched: _Hashes, hashes: _Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where the first of each hash is among those that are searched; -1 where it is not."""
+    if not len(searched):
+        return np.full(len(hashes), -1)
+    order = np.argsort(searched, kind="stable")
+    at = np.minimum(np.searchsorted(searched[order], hashes), len(searched) - 1)
+    return np.where(searched[order[at]] == hashes, order[at], -1)
 
 
 def _repeated(hashes: _Hashes) -> Iterator[tuple[int, int]]:

@@ -23,10 +23,11 @@ from ccr_lightning.data.shard_stream import ShardBatches, ShardLoader, ShardStre
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.webdataset import ShardIndex, WebDatasetShards, read_index
 from ccr_lightning.data.store import Store, open_store, store_folder
+from ccr_lightning.data.store_reader import StoreReader
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, settings_sha256
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
 _Batch = TypeVar("_Batch", Batch, ImageBatch, CaptionBatch)
@@ -151,14 +152,17 @@ class CaptionDataModule(lightning.LightningDataModule):
         if not chosen:
             raise CCRError("languages is empty; name at least one, or leave it out for all of the source's.")
         self._check_languages("languages", chosen, available)
-        self._check_languages("required_languages", self.required_languages, chosen)
-        count = self.languages_per_step
-        if count is not None and not max(1, len(self.required_languages)) <= count <= len(chosen):
-            raise CCRError(
-                f"languages_per_step is {count}; give at most the {len(chosen)} languages there are, and at least one "
-                f"and the {len(self.required_languages)} of required_languages."
-            )
         return chosen
+
+    def _check_step_languages(self) -> None:
+        """Of training: an evaluation of other languages has no steps."""
+        self._check_languages("required_languages", self.required_languages, self.languages)
+        count, most = self.languages_per_step, len(self.languages)
+        if count is not None and not max(1, len(self.required_languages)) <= count <= most:
+            raise CCRError(
+                f"languages_per_step is {count}; give at most the {most} languages there are, and at least one and the "
+                f"{len(self.required_languages)} of required_languages."
+            )
 
     def image_names(self, split: str) -> list[str]:
         """Return the image id in the source of each row of a split's store."""
@@ -171,9 +175,21 @@ class CaptionDataModule(lightning.LightningDataModule):
         manifest = self._store(split).manifest
         return {name: manifest[name] for name in ("bad_records", "blank_captions")}
 
+    def made_of(self, split: str) -> dict[str, Any]:
+        """Return what an evaluation of the split depends on: hashes and settings of data, tokeniser and transform."""
+        store, tokenizer = self._store(split), self._ready_tokenizer()
+        transform = self.transform.evaluation_settings
+        return {
+            "data": {"images": len(store), "sha256": store.content_sha256(self.languages)},
+            "tokenizer": {"max_tokens": tokenizer.max_tokens, "sha256": settings_sha256(tokenizer.to_dict())},
+            "transform": {**transform, "sha256": settings_sha256(transform)},
+        }
+
     def prepare_data(self) -> None:
         """Build the stores of the stage, all of them without a trainer, and train the tokeniser if that is needed."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
+        if stage in (None, "fit"):
+            self._check_step_languages()
         for split in self._splits(stage):
             if split == "train" and self.train_shards is not None:
                 self._shard_index()
@@ -234,6 +250,17 @@ class CaptionDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Return the loaders of test images and captions."""
         return self._eval_loaders("test")
+
+    def reader(self, split: str, prepare: Callable[[Any], Any]) -> StoreReader:
+        """Return what reads chosen images and captions of an evaluated split once more.
+
+        Args:
+            split: ``val`` or ``test``.
+            prepare: Applied to each batch, which is on the CPU, its images as bytes: see :meth:`normalize`.
+        """
+        store = self._store(split)
+        images, captions = ImageSamples(store, self.transform), CaptionSamples(store, self.languages)
+        return StoreReader(images, captions, self._ready_tokenizer(), prepare, self._loader_settings())
 
     def on_after_batch_transfer(self, batch: _Batch, dataloader_idx: int) -> _Batch:
         """Normalise the images, which travel to the device as bytes."""

@@ -34,7 +34,8 @@ def read_image(source: Path | bytes, where: str) -> bytes:
     else:
         try:
             if not source.is_file():  # a folder, or a pipe that would never end
-                raise FileNotFoundError(errno.ENOENT, "there is no such file")
+                what = "this is no regular file" if source.exists() else "there is no such file"
+                raise FileNotFoundError(errno.ENOENT, what)
             with source.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
@@ -46,6 +47,7 @@ def read_image(source: Path | bytes, where: str) -> bytes:
         (not data, "has zero bytes; fetch it again"),
         (len(data) > MAX_BYTES, f"has more than {MAX_BYTES // 10**6} MB; make it smaller"),
         (data.startswith(LFS_POINTER), "is a git-LFS pointer, not a picture; run git lfs pull where it comes from"),
+        (data[:512].lstrip()[:5].lower() in (b"<!doc", b"<html"), "is a web page, not a picture; fetch it again"),
         (data.startswith(ZIP_ARCHIVE), "is a zip archive, not a picture; unzip it first"),
     ):
         if found:
@@ -90,6 +92,29 @@ def decode_image(data: bytes, where: str, name: str = "the image") -> Image.Imag
         return _to_rgb(image)
     except Exception as error:
         raise _unreadable(f"{where}: {name} is damaged and cannot be decoded ({error}); fetch it again.") from error
+
+
+def damage(data: bytes) -> str:
+    """Return what is damaged in a picture that can be decoded all the same; empty where nothing is.
+
+    Decoders fill in what is missing in the middle or at the end of a JPEG, often with grey, and say nothing.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.effect_noise((64, 64), 50).save(buffer, "JPEG")
+        >>> whole = buffer.getvalue()
+        >>> damage(whole), damage(whole[: len(whole) // 2] + whole[-2:])
+        ('', 'the JPEG is damaged (Corrupt JPEG data: premature end of data segment)')
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return ""
+    import simplejpeg
+
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_factor=1)
+    except ValueError as error:
+        return f"the JPEG is damaged ({error})"
+    return ""
 
 
 def _name(source: Path | bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeAlias
@@ -45,18 +45,24 @@ def read_records(source: Source, split: str) -> Iterator[RecordOrFault]:
     yield from faults
 
 
-def with_pictures(records: Iterable[RecordOrFault]) -> Iterator[RecordOrFault]:
+def with_pictures(
+    records: Iterable[RecordOrFault], look: Callable[[bytes], str] | None = None
+) -> Iterator[RecordOrFault]:
     """Yield the records in their order with the bytes of their pictures, each of them decoded completely once.
 
     A picture that cannot be decoded becomes a fault in the place of its record. Pictures are decoded on all cores, some
     ahead of what is asked for.
+
+    Args:
+        records: The records.
+        look: Says of a picture that can be decoded what is damaged in it, to be noted as ``image_damage``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
         pending: deque[Future[RecordOrFault]] = deque()
         try:
             for record in records:
-                pending.append(pool.submit(_with_picture, record))
+                pending.append(pool.submit(_with_picture, record, look))
                 if len(pending) > _AHEAD * cores:
                     yield pending.popleft().result()
             while pending:
@@ -65,7 +71,7 @@ def with_pictures(records: Iterable[RecordOrFault]) -> Iterator[RecordOrFault]:
             pool.shutdown(cancel_futures=True)
 
 
-def _with_picture(record: RecordOrFault) -> RecordOrFault:
+def _with_picture(record: RecordOrFault, look: Callable[[bytes], str] | None) -> RecordOrFault:
     if isinstance(record, RecordFault):
         return record
     try:
@@ -73,4 +79,4 @@ def _with_picture(record: RecordOrFault) -> RecordOrFault:
         decode_image(data, record.where, f"the image {record.image_id}")
     except RecordFault as fault:
         return fault
-    return replace(record, image=data)
+    return replace(record, image=data, image_damage=look(data) if look else "")

@@ -26,12 +26,12 @@ from ccr_lightning.data.build import (
 )
 from ccr_lightning.data.cache import writable_folder
 from ccr_lightning.data.images import file_ending
-from ccr_lightning.data.progress import counted
 from ccr_lightning.data.records import RecordOrFault, read_records, with_pictures
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.webdataset import FORMAT, INDEX, UNFINISHED, ShardIndex, read_index
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.progress import counted
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 _ADVICE = "free some space or choose another folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import resource
@@ -102,6 +103,19 @@ class Store:
         names = pc.struct_field(pc.list_flatten(self._captions), "language")
         chosen = pc.filter(rows, pc.is_in(names, value_set=pa.array(languages, pa.string())))
         return np.unique(chosen.to_numpy())
+
+    def content_sha256(self, languages: Sequence[str]) -> str:
+        """Return the sha256 of what is evaluated: image ids, images, and captions in the languages, in order.
+
+        It does not depend on where the files lie, nor on how the store is written.
+        """
+        digest = hashlib.sha256()
+        for row, name in enumerate(self.image_names):
+            captions = self.captions(row)
+            texts = {language: captions.get(language, []) for language in languages}
+            image = hashlib.sha256(self.image(row)).hexdigest()
+            digest.update(json.dumps([name, image, texts]).encode())
+        return digest.hexdigest()
 
     def caption_counts(self) -> dict[str, int]:
         """Return the number of captions by language, without those that have none."""

@@ -66,6 +66,7 @@ class ImageTransform:
         if min(std) <= 0:
             raise CCRError(f"ImageTransform got std {std}; give positive numbers.")
         self.image_size = image_size
+        self.mean, self.std = list(mean), list(std)
         self.crop_scale = (crop_scale[0], crop_scale[1])
         self.horizontal_flip = horizontal_flip
         self._rand_augment = _rand_augment() if rand_augment else None
@@ -77,6 +78,11 @@ class ImageTransform:
     def is_fixed(self) -> bool:
         """Whether training pictures are not augmented: they look alike in every epoch."""
         return self.crop_scale == (1.0, 1.0) and not self.horizontal_flip and self._rand_augment is None
+
+    @property
+    def evaluation_settings(self) -> dict[str, Any]:
+        """What decides the pixels of :meth:`evaluate` and :meth:`normalize`."""
+        return {"image_size": self.image_size, "resize": "bicubic, to a square", "mean": self.mean, "std": self.std}
 
     def train(self, picture: EncodedPicture, seed: int) -> Pixels:
         """Return the augmented ``(S, S, 3)`` pixels of a picture, a function of the picture and the seed.

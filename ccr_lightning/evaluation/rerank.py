@@ -2,75 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
-from ccr_lightning.functional.retrieval import reranked_ranks, top_candidates
-from ccr_lightning.metrics import Direction, LanguageRanks
-from ccr_lightning.models.retriever import Encoded, Retriever
+from ccr_lightning.evaluation.protocol import RerankBy
+from ccr_lightning.functional.galleries import Direction, Embeddings, LanguageRanks, ranks_by_language
+from ccr_lightning.functional.retrieval import RankCounts, reranked_counts, top_candidates
+from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.transformer import KeysValues
+from ccr_lightning.progress import progress
 from ccr_lightning.types import CaptionBatch, ImageBatch
 
-RerankBy = Literal["matching", "matching_and_similarity"]
+IMAGES_AT_ONCE = 64  # images that are encoded together
+TEXTS_AT_ONCE = 64  # captions that are encoded together
+PAIRS_AT_ONCE = 1024  # pairs that are fused together
+KEPT_BYTES = 2**30  # of the keys and values of images, on the device
 
-PAIRS_AT_ONCE = 1024
+
+class SplitReader(Protocol):
+    """Reads chosen images and captions of a split once more, as batches on the model's device, normalised."""
+
+    def images(self, batches: Sequence[Sequence[int]]) -> Iterable[ImageBatch]:
+        """Batches of the images with these ids."""
+
+    def captions(self, batches: Sequence[Sequence[int]]) -> Iterable[CaptionBatch]:
+        """Batches of the captions with these numbers."""
+
+    def caption_numbers(self, languages: Tensor, image_ids: Tensor, numbers: Tensor) -> Tensor:
+        """The number of each caption in the split, by its language, image, and number among its image's."""
+
+    def caption_lengths(self) -> Tensor:
+        """How long each caption of the split is, in any unit."""
 
 
-class StateBank:
-    """Embeddings and token states of a split, kept in main memory until all candidates are known."""
+class _Candidates(NamedTuple):
+    """The best items of each query of one gallery."""
 
-    def __init__(self) -> None:
-        self._images: list[tuple[Tensor, ...]] = []
-        self._captions: list[tuple[Tensor, ...]] = []
-
-    def add(self, batch: ImageBatch | CaptionBatch, encoded: Encoded) -> None:
-        """Keeps one batch; its images or captions must not have been added before."""
-        states = encoded.states.float()  # they may come out of autocast, and meet the weights outside it
-        if isinstance(batch, ImageBatch):
-            self._images.append(_to_cpu(encoded.embeds, states, batch.image_ids))
-        else:
-            own = (batch.image_ids, batch.attention_mask, batch.languages, batch.caption_index)
-            self._captions.append(_to_cpu(encoded.embeds, states, *own))
-
-    def images(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings (G, D), states (G, P, C) and ids (G,) of the images, by id."""
-        embeds, states, ids = (torch.cat(tensors) for tensors in zip(*self._images, strict=True))
-        order = ids.argsort()
-        return embeds[order], states[order], ids[order]
-
-    def captions(self, language: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings (N, D), states (N, L, C), ids (N,) and masks (N, L) of a language's captions, by id and number."""
-        longest = max(captions[3].shape[1] for captions in self._captions)
-        rows = []
-        for embeds, states, ids, mask, languages, index in self._captions:
-            chosen = languages == language
-            padding = longest - mask.shape[1]
-            rows.append(
-                (
-                    embeds[chosen],
-                    torch.nn.functional.pad(states[chosen], (0, 0, 0, padding)),
-                    ids[chosen],
-                    torch.nn.functional.pad(mask[chosen], (0, padding)),
-                    index[chosen],
-                )
-            )
-        embeds, states, ids, mask, index = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
-        order = index.argsort(stable=True)
-        order = order[ids[order].argsort(stable=True)]
-        return embeds[order], states[order], ids[order], mask[order]
+    dual: LanguageRanks
+    queries: Tensor  # (Q,) rows of the images, or of the captions
+    items: Tensor  # (Q, n) rows of the captions, or of the images
+    item_ids: Tensor  # (Q, n)
 
 
 def rerank(
     retriever: Retriever,
-    bank: StateBank,
-    ranks: Mapping[str, Mapping[int, LanguageRanks]],
+    embeddings: Embeddings,
+    parts: Sequence[Embeddings],
+    reader: SplitReader,
     depth: int,
     by: RerankBy = "matching",
-) -> dict[str, dict[int, LanguageRanks]]:
+) -> list[dict[Direction, dict[int, LanguageRanks]]]:
     """Ranks after each query's best ``depth`` candidates are put in the order of their match score.
 
     The score is the matching head's log-odds of a match, as in the paper, or that plus the dual encoder's logit. The
@@ -80,84 +66,154 @@ def rerank(
     Candidates beyond ``depth`` keep the dual encoder's order behind the re-ranked ones, so a query whose positives are
     all beyond keeps its rank (Nie et al., KDD 2024, evaluation; in the authors' code they share one score).
 
+    Every pair is scored once, whatever the number of queries, directions and folds that ask for it, and what fusion
+    needs of an image is computed once. Pairs go through the model in batches that do not depend on how the split was
+    encoded, nor on the number of devices, which share them. Memory on the device is bounded: ``KEPT_BYTES`` for images,
+    and the states of 64 captions and 1,024 pairs. Main memory is some 50 bytes for each pair.
+
     Args:
         retriever: The model, with a fusion encoder.
-        bank: What was encoded of the split.
-        ranks: Those of the dual encoder, what ``RetrievalRanks.compute`` says of the same split.
-        depth: Number of candidates per query to re-rank; all of a gallery that has fewer.
+        embeddings: Those of the split.
+        parts: The parts of it that are galleries of their own: itself, and its folds if there are any.
+        reader: Gives the split's images and captions once more.
+        depth: Number of candidates per query to re-rank.
         by: ``matching`` or ``matching_and_similarity``.
 
     Returns:
-        Direction to language index to ranks, as ``ranks``.
+        Of each part, direction to language index to ranks, with their first results.
 
     Raises:
-        CCRError: If the model has no fusion encoder, or ``by`` is unknown.
+        CCRError: If the model has no fusion encoder, or a gallery has fewer than ``depth`` items.
     """
-    if by not in get_args(RerankBy):
-        raise CCRError(f"re-ranking by {by!r} is unknown: choose {' or '.join(get_args(RerankBy))}.")
-    logit_scale = retriever.logit_scale.item()
-    all_embeds, all_states, all_ids = bank.images()
-    reranked: dict[str, dict[int, LanguageRanks]] = {direction: {} for direction in get_args(Direction)}
-    for language, of_images in ranks["image_to_text"].items():
-        text_embeds, text_states, text_ids, masks = bank.captions(language)
-        shown = torch.isin(all_ids, of_images.image_ids.cpu())
-        image_embeds, image_states, image_ids = all_embeds[shown], all_states[shown], all_ids[shown]
-        for direction in get_args(Direction):
-            dual = ranks[direction][language]
+    if retriever.fusion is None:
+        raise CCRError("this retriever has no fusion encoder, which re-ranking needs: give it a fusion.")
+    embeddings = Embeddings(*(tensor.cpu() for tensor in embeddings))
+    asked = [(number, found) for number, part in enumerate(parts) for found in _candidates(embeddings, part, depth)]
+    pairs = torch.unique(torch.cat([_pairs(of, direction, embeddings).flatten() for _, (direction, _, of) in asked]))
+    scores = _match_scores(retriever, embeddings, pairs, reader)
+    if by == "matching_and_similarity":
+        scores += retriever.logit_scale.item() * _similarities(embeddings, pairs)
+    ranks: list[dict[Direction, dict[int, LanguageRanks]]] = [{"image_to_text": {}, "text_to_image": {}} for _ in parts]
+    for number, (direction, language, of) in asked:
+        of_candidates = scores[torch.searchsorted(pairs, _pairs(of, direction, embeddings))]
+        ranks[number][direction][language] = _reordered(of, of_candidates)
+    return ranks
+
+
+def _candidates(embeddings: Embeddings, part: Embeddings, depth: int) -> Iterator[tuple[Direction, int, _Candidates]]:
+    """The candidates of every query of a part, in each language and direction."""
+    part = Embeddings(*(tensor.cpu() for tensor in part))
+    for direction in ("image_to_text", "text_to_image"):
+        for language, dual in ranks_by_language(part, direction).items():
+            if depth > dual.gallery:
+                raise CCRError(
+                    f"rerank_depth is {depth}, but a gallery has {dual.gallery} items: give at most {dual.gallery}."
+                )
+            texts = (embeddings.text_languages == language) & torch.isin(embeddings.text_ids, part.image_ids)
+            text_rows = texts.nonzero().squeeze(1)
+            image_rows = torch.isin(embeddings.image_ids, embeddings.text_ids[text_rows]).nonzero().squeeze(1)
+            texts_embeds, images_embeds = embeddings.text_embeds[text_rows], embeddings.image_embeds[image_rows]
             if direction == "image_to_text":
-                candidates = top_candidates(image_embeds, text_embeds, min(depth, len(text_embeds)))
-                gallery_ids, text, image = text_ids, candidates, _own_number(candidates)
+                items = text_rows[top_candidates(images_embeds, texts_embeds, depth)]
+                yield direction, language, _Candidates(dual, image_rows, items, embeddings.text_ids[items])
             else:
-                candidates = top_candidates(text_embeds, image_embeds, min(depth, len(image_embeds)))
-                gallery_ids, text, image = image_ids, _own_number(candidates), candidates
-            text, image = text.flatten(), image.flatten()
-            scores = _match_scores(retriever, text_states, masks, image_states, text, image)
-            if by == "matching_and_similarity":
-                for pairs in torch.split(torch.arange(len(scores)), PAIRS_AT_ONCE):
-                    similarity = (text_embeds[text[pairs]] * image_embeds[image[pairs]]).sum(1)
-                    scores[pairs] += logit_scale * similarity
-            is_positive = gallery_ids[candidates] == dual.image_ids.cpu()[:, None]
-            new = reranked_ranks(dual.ranks.cpu(), scores.view_as(candidates), is_positive)
-            reranked[direction][language] = LanguageRanks(dual.image_ids.cpu(), new, dual.gallery)
-    return reranked
+                items = image_rows[top_candidates(texts_embeds, images_embeds, depth)]
+                yield direction, language, _Candidates(dual, text_rows, items, embeddings.image_ids[items])
 
 
-def _own_number(candidates: Tensor) -> Tensor:
-    return torch.arange(len(candidates))[:, None].expand_as(candidates)
+def _pairs(of: _Candidates, direction: Direction, embeddings: Embeddings) -> Tensor:
+    """(Q, n) numbers of pairs: that of the caption times the number of images, plus that of the image."""
+    texts, images = (of.items, of.queries[:, None]) if direction == "image_to_text" else (of.queries[:, None], of.items)
+    return texts * len(embeddings.image_ids) + images
+
+
+def _similarities(embeddings: Embeddings, pairs: Tensor) -> Tensor:
+    texts, images = pairs // len(embeddings.image_ids), pairs % len(embeddings.image_ids)
+    parts = [
+        (embeddings.text_embeds[texts[some]] * embeddings.image_embeds[images[some]]).sum(1)
+        for some in torch.split(torch.arange(len(pairs)), PAIRS_AT_ONCE)
+    ]
+    return torch.cat(parts)
+
+
+def _reordered(of: _Candidates, scores: Tensor) -> LanguageRanks:
+    ids = of.dual.image_ids
+    before = RankCounts(of.dual.ranks - 1 - of.dual.ties, of.dual.ties)
+    counts = reranked_counts(before, scores, of.item_ids == ids[:, None])
+    best = scores == scores.amax(1, keepdim=True)
+    lowest = of.item_ids.masked_fill(~best, torch.iinfo(torch.int64).max).amin(1)
+    highest = of.item_ids.masked_fill(~best, -1).amax(1)
+    first = torch.where(lowest == highest, lowest, -1)
+    return LanguageRanks(ids, 1 + counts.ahead + counts.tied, of.dual.gallery, counts.tied, first)
 
 
 @torch.no_grad()
-def _match_scores(
-    retriever: Retriever, text_states: Tensor, masks: Tensor, image_states: Tensor, text: Tensor, image: Tensor
-) -> Tensor:
-    """Log-odds of a match for each pair (text[i], image[i]).
+def _match_scores(retriever: Retriever, embeddings: Embeddings, pairs: Tensor, reader: SplitReader) -> Tensor:
+    """Log-odds of a match for each pair, (P,) float32; the devices share the work, and each gets all scores."""
+    scores = torch.zeros(len(pairs))
+    numbers = reader.caption_numbers(embeddings.text_languages, embeddings.text_ids, embeddings.text_numbers)
+    lengths = reader.caption_lengths()[numbers]
+    texts, images = pairs // len(embeddings.image_ids), pairs % len(embeddings.image_ids)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    with progress("re-ranking", "pairs", total=len(pairs), is_shown=rank == 0) as advance:
+        for start, kept in _kept_images(retriever, embeddings, reader):
+            chosen = ((images >= start) & (images < start + len(kept[0].keys))).nonzero().squeeze(1)
+            rows, counts = torch.unique_consecutive(texts[chosen], return_counts=True)  # pairs are sorted by caption
+            begins = counts.cumsum(0) - counts
+            shortest_first = lengths[rows].argsort(stable=True)
+            own = torch.split(shortest_first, TEXTS_AT_ONCE)[rank::world_size]
+            batches = reader.captions([numbers[rows[batch]].tolist() for batch in own])
+            for batch, captions in zip(own, batches, strict=True):
+                caption = torch.arange(len(batch)).repeat_interleave(counts[batch])
+                within = torch.arange(len(caption)) - (counts[batch].cumsum(0) - counts[batch])[caption]
+                of_batch = chosen[begins[batch][caption] + within]
+                scores[of_batch] = _fused_scores(retriever, captions, caption, images[of_batch] - start, kept)
+                advance(len(of_batch) * world_size)
+    return distributed.total(scores.to(retriever.log_logit_scale.device)).cpu()
 
-    Images come in chunks, since what fusion needs of an image is computed once for all its pairs; within a chunk the
-    shortest captions come first, so little padding is computed.
-    """
+
+def _kept_images(
+    retriever: Retriever, embeddings: Embeddings, reader: SplitReader
+) -> Iterator[tuple[int, list[KeysValues]]]:
+    """The first row and the keys and values of some images after others, as many at a time as ``KEPT_BYTES`` hold."""
     fusion = retriever.fusion
-    if fusion is None:
-        raise CCRError("this retriever has no fusion encoder, which re-ranking needs: give it a fusion.")
-    device = retriever.log_logit_scale.device
-    scores = torch.empty(len(text), dtype=torch.float32)
-    lengths = masks.sum(1)[text]
-    images_at_once = max(1, PAIRS_AT_ONCE * len(image_states) // len(text))
-    for start in range(0, len(image_states), images_at_once):
-        kept = fusion.keys_values(image_states[start : start + images_at_once].to(device))
-        chosen = ((image >= start) & (image < start + images_at_once)).nonzero().squeeze(1)
-        ordered = chosen[lengths[chosen].argsort(stable=True)]
-        for pairs in torch.split(ordered, PAIRS_AT_ONCE) if len(ordered) else ():
-            mask = masks[text[pairs], : int(lengths[pairs].max())]
-            rows = (image[pairs] - start).to(device)
-            fused = fusion.attend(
-                text_states[text[pairs], : mask.shape[1]].to(device),
-                mask.to(device),
-                [KeysValues(of.keys[rows], of.values[rows]) for of in kept],
-            )
-            logits = retriever.match_logits(fused).float()
-            scores[pairs] = (logits[:, 1] - logits[:, 0]).cpu()
-    return scores
+    assert fusion is not None
+    start, size, kept = 0, 0, list[list[KeysValues]]()
+    for batch in reader.images([ids.tolist() for ids in torch.split(embeddings.image_ids, IMAGES_AT_ONCE)]):
+        of_batch = fusion.keys_values(retriever.encode_image(batch.images).states)
+        of_batch_bytes = sum(tensor.nbytes for layer in of_batch for tensor in layer)
+        if kept and size + of_batch_bytes > KEPT_BYTES:
+            yield start, _joined(kept)
+            start, size, kept = start + sum(len(layers[0].keys) for layers in kept), 0, []
+        kept.append(of_batch)
+        size += of_batch_bytes
+    yield start, _joined(kept)
 
 
-def _to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach().cpu() for tensor in tensors)
+def _joined(kept: Sequence[Sequence[KeysValues]]) -> list[KeysValues]:
+    layers = zip(*kept, strict=True)
+    return [KeysValues(*(torch.cat(tensors) for tensors in zip(*layer, strict=True))) for layer in layers]
+
+
+def _fused_scores(
+    retriever: Retriever, captions: CaptionBatch, caption: Tensor, image: Tensor, kept: Sequence[KeysValues]
+) -> Tensor:
+    """Log-odds of pairs (caption[i], image[i]), rows of the batch and of the kept images; the captions ascend."""
+    fusion = retriever.fusion
+    assert fusion is not None
+    states = retriever.encode_text(captions.input_ids, captions.attention_mask).states
+    lengths = captions.attention_mask.sum(1).cpu()
+    scores = []
+    for pairs in torch.split(torch.arange(len(caption)), PAIRS_AT_ONCE):
+        some, of_some = torch.unique_consecutive(caption[pairs], return_inverse=True)
+        length = int(lengths[some].max())
+        rows, device = image[pairs].to(states.device), states.device
+        first = fusion.first_states(
+            states[some.to(device), :length],
+            captions.attention_mask[some.to(device), :length],
+            of_some.to(device),
+            [KeysValues(of.keys[rows], of.values[rows]) for of in kept],
+        )
+        logits = retriever.matching_head(first[:, None]).float()
+        scores.append((logits[:, 1] - logits[:, 0]).cpu())
+    return torch.cat(scores)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ccr_lightning.evaluation.results import CUTOFFS, SHORT
-from ccr_lightning.metrics import Direction
+from ccr_lightning.evaluation.scores import CUTOFFS, DIRECTIONS, SHORT
 
 
 def results_table(document: Mapping[str, Any]) -> Table:
@@ -34,7 +33,8 @@ def results_table(document: Mapping[str, Any]) -> Table:
     """
     ranking = document["ranking"].replace("_", " ")
     if document["ranking"] == "re-ranked":
-        ranking += f", best {document['rerank_depth']} by {document['rerank_by'].replace('_', ' ')}"
+        protocol = document["protocol"]
+        ranking += f", best {protocol['rerank_depth']} by {protocol['rerank_by'].replace('_', ' ')}"
     bad = document["left_out"]["bad_records"]
     below = "\n".join(
         [
@@ -49,7 +49,7 @@ def results_table(document: Mapping[str, Any]) -> Table:
         caption_justify="left",
     )
     table.add_column("language")
-    columns = [(direction, k) for direction in get_args(Direction) for k in CUTOFFS]
+    columns = [(direction, k) for direction in DIRECTIONS for k in CUTOFFS]
     for direction, k in columns:
         table.add_column(f"{SHORT[direction]} R@{k}", justify="right", no_wrap=True)
     for name, scores in [*document["languages"].items(), ("mean", document["mean_recalls"])]:
@@ -67,5 +67,5 @@ def print_results(document: Mapping[str, Any]) -> None:
 def _over_languages(name: str, scores: Mapping[str, Any]) -> str:
     if scores["mean"] is None:
         return f"{name}: none, for {scores['reason']}"
-    both = ", ".join(f"{SHORT[direction]} {scores[direction]:.2f}" for direction in get_args(Direction))
+    both = ", ".join(f"{SHORT[direction]} {scores[direction]:.2f}" for direction in DIRECTIONS)
     return f"{name} {scores['mean']:.2f} ({both}) over {', '.join(scores['languages'])}; {scores['instances']} images"

@@ -1,18 +1,16 @@
-"""Exact retrieval ranks, and what is measured from them: recall@k, and the variance of the rank over languages."""
+"""Exact retrieval ranks, first results and candidates, and recall@k."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
-from typing import Literal, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
-
-Statistic = Literal["variance", "std"]
 
 _TILE = (256, 1024)  # queries and gallery items of one matrix product
 _CELLS = 2**22  # of one matrix product that spans the whole gallery
@@ -68,6 +66,14 @@ def _checked_embeds(query_embeds: Tensor, gallery_embeds: Tensor) -> tuple[Tenso
     return query_embeds.to(dtype), gallery_embeds.to(dtype)
 
 
+def _check_ids(side: str, ids: Tensor, embeds: Tensor) -> None:
+    if ids.shape != embeds.shape[:1] or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise CCRError(
+            f"{side}_ids is {ids.dtype} of shape {tuple(ids.shape)}: pass {len(embeds)} integers, one id per row "
+            f"of {side}_embeds."
+        )
+
+
 def _similarity(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Dot products of the pairs (rows[i], columns[i]), (N,) float64.
 
@@ -121,13 +127,16 @@ def _best_positive(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_
     return best
 
 
-@torch.no_grad()
-def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
-    """Rank of each query's best positive among the gallery items that are not positives; ties count against the model.
+class RankCounts(NamedTuple):
+    """What stands between each query and its best positive: gallery items of other ids, (Q,) int64 each."""
 
-    The rank is 1 plus the number of gallery items of another id that are at least as similar as the best positive. So
-    collapsed embeddings rank last, and further positives of the query push nothing back. With it recall@k is the share
-    of queries with some positive among the first k (Nie et al., KDD 2024, section on evaluation).
+    ahead: Tensor  # more similar than the best positive
+    tied: Tensor  # exactly as similar
+
+
+@torch.no_grad()
+def rank_counts(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> RankCounts:
+    """Numbers of gallery items of another id that are more similar than each query's best positive, or as similar.
 
     Similarity is the dot product in float64, added up in one fixed order: equal embeddings tie exactly, and the result
     depends neither on the order of the gallery, nor on the device, nor on the number of threads. The matrix product in
@@ -141,7 +150,7 @@ def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Ten
         gallery_ids: (G,) integers; items with the id of the query are its positives.
 
     Returns:
-        (Q,) int64, from 1 to 1 + G - (number of the query's positives).
+        ``ahead`` and ``tied``, (Q,) int64 each; together from 0 to G - (number of the query's positives).
 
     Raises:
         CCRError: If shapes or dtypes do not fit, if a side is empty or not finite, or if a query has no positive.
@@ -150,23 +159,19 @@ def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Ten
         >>> gallery_embeds = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, 0.6]])
         >>> gallery_ids = torch.tensor([7, 8, 9])
         >>> query_embeds = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
-        >>> retrieval_ranks(query_embeds, gallery_embeds, torch.tensor([8, 7]), gallery_ids)
-        tensor([2, 3])
+        >>> rank_counts(query_embeds, gallery_embeds, torch.tensor([8, 7]), gallery_ids)
+        RankCounts(ahead=tensor([0, 2]), tied=tensor([1, 0]))
     """
     queries, gallery = _checked_embeds(query_embeds, gallery_embeds)
-    for side, ids, embeds in (("query", query_ids, queries), ("gallery", gallery_ids, gallery)):
-        if ids.shape != embeds.shape[:1] or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise CCRError(
-                f"{side}_ids is {ids.dtype} of shape {tuple(ids.shape)}: pass {len(embeds)} integers, one id per row "
-                f"of {side}_embeds."
-            )
+    _check_ids("query", query_ids, queries)
+    _check_ids("gallery", gallery_ids, gallery)
     query_ids, gallery_ids = query_ids.long(), gallery_ids.long()
 
     best = _best_positive(queries, gallery, query_ids, gallery_ids)
     band = _band(queries, gallery)
     low = _round_down(best - band, queries.dtype)[:, None]
     high = -_round_down(-best - band, queries.dtype)[:, None]
-    ahead = torch.zeros_like(query_ids)
+    ahead, tied = torch.zeros_like(query_ids), torch.zeros_like(query_ids)
     with _full_precision(queries.device):
         for rows, columns in product(_slices(len(queries), _TILE[0]), _slices(len(gallery), _TILE[1])):
             cells = queries[rows] @ gallery[columns].T
@@ -176,16 +181,86 @@ def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Ten
             query, item = query + rows.start, item + columns.start
             rival = query_ids[query] != gallery_ids[item]
             query, item = query[rival], item[rival]
-            ties_or_beats = _similarity(queries, gallery, query, item) >= best[query]
-            ahead.index_add_(0, query, ties_or_beats.long())
-    return ahead + 1
+            similarity = _similarity(queries, gallery, query, item)
+            ahead.index_add_(0, query, (similarity > best[query]).long())
+            tied.index_add_(0, query, (similarity == best[query]).long())
+    return RankCounts(ahead, tied)
+
+
+def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
+    """Rank of each query's best positive among the gallery items that are not positives; ties count against the model.
+
+    The rank is 1 plus the number of gallery items of another id that are at least as similar as the best positive. So
+    collapsed embeddings rank last, and further positives of the query push nothing back. With it recall@k is the share
+    of queries with some positive among the first k (Nie et al., KDD 2024, section on evaluation). Arguments, exactness
+    and errors are those of :func:`rank_counts`.
+
+    Returns:
+        (Q,) int64, from 1 to 1 + G - (number of the query's positives).
+
+    Example:
+        >>> gallery_embeds = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, 0.6]])
+        >>> gallery_ids = torch.tensor([7, 8, 9])
+        >>> query_embeds = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+        >>> retrieval_ranks(query_embeds, gallery_embeds, torch.tensor([8, 7]), gallery_ids)
+        tensor([2, 3])
+    """
+    counts = rank_counts(query_embeds, gallery_embeds, query_ids, gallery_ids)
+    return 1 + counts.ahead + counts.tied
+
+
+@torch.no_grad()
+def first_results(query_embeds: Tensor, gallery_embeds: Tensor, gallery_ids: Tensor) -> Tensor:
+    """The id of the gallery item that is most similar to each query; -1 where items of several ids share that place.
+
+    Similarity is that of :func:`rank_counts`, so that a tie is a tie and nothing else. Memory is bounded: some millions
+    of similarities are held at once.
+
+    Args:
+        query_embeds: (Q, D), floating point.
+        gallery_embeds: (G, D), of the same dtype.
+        gallery_ids: (G,) integers, not negative.
+
+    Returns:
+        (Q,) int64.
+
+    Raises:
+        CCRError: If shapes or dtypes do not fit, if a side is empty or not finite, or if an id is negative.
+
+    Example:
+        >>> gallery_embeds = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, 0.6]])
+        >>> first_results(torch.tensor([[0.9, 0.1], [0.6, 0.8]]), gallery_embeds, torch.tensor([7, 8, 9]))
+        tensor([ 7, -1])
+    """
+    queries, gallery = _checked_embeds(query_embeds, gallery_embeds)
+    _check_ids("gallery", gallery_ids, gallery)
+    if (gallery_ids < 0).any():
+        raise CCRError(f"gallery_ids has {int(gallery_ids.min())}: number images from 0, since -1 stands for a tie.")
+    ids, band = gallery_ids.long(), _band(queries, gallery)[:, None]
+    found = []
+    with _full_precision(queries.device):
+        for rows in _slices(len(queries), max(1, _CELLS // len(gallery))):
+            cells = queries[rows] @ gallery.T
+            # The most similar item reaches the largest cell less one band, so its own cell is within two of it.
+            least = _round_down(cells.amax(1, keepdim=True).double() - 2 * band[rows], cells.dtype)
+            query, item = (~(cells < least)).nonzero(as_tuple=True)
+            similarity = _similarity(queries[rows], gallery, query, item)
+            best = torch.full((len(cells),), -torch.inf, dtype=torch.float64, device=cells.device)
+            best.scatter_reduce_(0, query, similarity, "amax")
+            shared = similarity == best[query]
+            query, winners = query[shared], ids[item[shared]]
+            lowest = torch.full((len(cells),), torch.iinfo(torch.int64).max, device=cells.device)
+            lowest.scatter_reduce_(0, query, winners, "amin")
+            highest = torch.full_like(lowest, -1).scatter_reduce_(0, query, winners, "amax")
+            found.append(torch.where(lowest == highest, lowest, -1))
+    return torch.cat(found)
 
 
 @torch.no_grad()
 def top_candidates(query_embeds: Tensor, gallery_embeds: Tensor, n: int) -> Tensor:
     """The n gallery items most similar to each query, best first; of equally similar ones the lower index first.
 
-    Similarity is that of ``retrieval_ranks``, so a query whose positives are all missing here ranks behind n.
+    Similarity is that of ``rank_counts``, so a query whose positives are all missing here ranks behind n.
 
     Args:
         query_embeds: (Q, D), floating point.
@@ -223,20 +298,20 @@ def top_candidates(query_embeds: Tensor, gallery_embeds: Tensor, n: int) -> Tens
     return torch.cat(chosen)
 
 
-def reranked_ranks(ranks: Tensor, match_scores: Tensor, is_positive: Tensor) -> Tensor:
-    """Ranks after the first n candidates of each query have been put in the order of their matching score.
+def reranked_counts(counts: RankCounts, match_scores: Tensor, is_positive: Tensor) -> RankCounts:
+    """What stands ahead of each query's best positive once its first n candidates are in the order of a matching score.
 
-    Among the n, the rank is 1 plus the number of non-positives whose score is at least that of the best positive. The
-    items beyond n stay behind them in the order of the dual encoder; therefore a query without a positive among its n
-    candidates keeps its rank: whatever the order of the n, all of them are ahead of its best positive, as before.
+    Among the n these are the non-positives of a higher score than the best positive, or of the same. The items beyond n
+    stay behind them in the order of the dual encoder; therefore a query without a positive among its n candidates keeps
+    its counts: whatever the order of the n, all of them are ahead of its best positive, as before.
 
     Args:
-        ranks: (Q,), from ``retrieval_ranks``.
+        counts: (Q,) each, from ``rank_counts``.
         match_scores: (Q, n), floating point; of the candidates that ``top_candidates`` names.
         is_positive: (Q, n) bool, True where a candidate has the id of the query.
 
     Returns:
-        (Q,), of the dtype of ``ranks``.
+        ``ahead`` and ``tied``, (Q,) each, of the dtype of ``counts``.
 
     Raises:
         CCRError: If shapes or dtypes do not fit, or if a score is not finite.
@@ -244,13 +319,13 @@ def reranked_ranks(ranks: Tensor, match_scores: Tensor, is_positive: Tensor) -> 
     Example:
         >>> match_scores = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.3, 0.2], [0.7, 0.8, 0.9]])
         >>> is_positive = torch.tensor([[True, False, False], [False, True, False], [False, False, False]])
-        >>> reranked_ranks(torch.tensor([1, 2, 8]), match_scores, is_positive)
-        tensor([3, 2, 8])
+        >>> reranked_counts(RankCounts(torch.tensor([0, 1, 7]), torch.tensor([0, 0, 2])), match_scores, is_positive)
+        RankCounts(ahead=tensor([2, 0, 7]), tied=tensor([0, 1, 2]))
     """
-    shapes = tuple(ranks.shape), tuple(match_scores.shape), tuple(is_positive.shape)
+    shapes = tuple(counts.ahead.shape), tuple(match_scores.shape), tuple(is_positive.shape)
     if len(shapes[0]) != 1 or len(shapes[1]) != 2 or shapes[1] != shapes[2] or shapes[0] != shapes[1][:1]:
         raise CCRError(
-            f"ranks {shapes[0]}, match_scores {shapes[1]} and is_positive {shapes[2]} do not fit: "
+            f"counts {shapes[0]}, match_scores {shapes[1]} and is_positive {shapes[2]} do not fit: "
             "pass (Q,), (Q, n) and (Q, n)."
         )
     if not match_scores.is_floating_point() or is_positive.dtype != torch.bool:
@@ -264,8 +339,12 @@ def reranked_ranks(ranks: Tensor, match_scores: Tensor, is_positive: Tensor) -> 
             f"{int(finite.int().argmin())}: find out what the matching head did there before anything is ranked."
         )
     best = match_scores.masked_fill(~is_positive, -torch.inf).amax(1, keepdim=True)
-    ahead = ((match_scores >= best) & ~is_positive).sum(1)
-    return torch.where(is_positive.any(1), (ahead + 1).to(ranks.dtype), ranks)
+    is_known = is_positive.any(1)
+
+    def among(chosen: Tensor, before: Tensor) -> Tensor:
+        return torch.where(is_known, (chosen & ~is_positive).sum(1).to(before.dtype), before)
+
+    return RankCounts(among(match_scores > best, counts.ahead), among(match_scores == best, counts.tied))
 
 
 def recall_at_k(ranks: Tensor, k: int) -> Tensor:
@@ -292,77 +371,3 @@ def recall_at_k(ranks: Tensor, k: int) -> Tensor:
     if not (ranks >= 1).all():
         raise CCRError(f"ranks start at 1, but {ranks.min().item()} is among them: pass what retrieval_ranks returns.")
     return (ranks <= k).sum().double() / len(ranks)
-
-
-def align_ranks(image_ids: Sequence[Tensor], ranks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Lays the ranks of K languages side by side, aligned by image.
-
-    Only images that have a rank in every language are kept. The rank of an image with several ranks in a language
-    (one for each of its captions there) is their mean.
-
-    Args:
-        image_ids: For each of the K languages (Q_k,) integers, the image of each query.
-        ranks: For each of the K languages (Q_k,), the rank of each query.
-
-    Returns:
-        The ids (N,) of the images that are kept, ascending, and their ranks (N, K) in float64; N may be 0.
-
-    Raises:
-        CCRError: If there is no language, or if ids and ranks do not fit.
-
-    Example:
-        >>> en, de = torch.tensor([5, 3, 5]), torch.tensor([3, 9, 5])
-        >>> align_ranks([en, de], [torch.tensor([1, 4, 2]), torch.tensor([6, 1, 8])])
-        (tensor([3, 5]), tensor([[4.0000, 6.0000],
-                [1.5000, 8.0000]], dtype=torch.float64))
-    """
-    if not image_ids or [ids.shape for ids in image_ids] != [language.shape for language in ranks]:
-        raise CCRError(
-            f"image_ids {[tuple(ids.shape) for ids in image_ids]} and ranks "
-            f"{[tuple(language.shape) for language in ranks]} do not fit: pass one (Q,) of each for every language."
-        )
-    common = torch.unique(image_ids[0])
-    for ids in image_ids[1:]:
-        common = common[torch.isin(common, ids)]
-    columns = []
-    for ids, language in zip(image_ids, ranks, strict=True):
-        kept = torch.isin(ids, common)
-        place = torch.searchsorted(common, ids[kept])
-        zeros = torch.zeros(len(common), dtype=torch.float64, device=common.device)
-        total = zeros.index_add(0, place, language[kept].double())
-        columns.append(total / zeros.index_add(0, place, torch.ones_like(place, dtype=torch.float64)))
-    return common, torch.stack(columns, 1)
-
-
-def mean_rank_variance(ranks: Tensor, statistic: Statistic = "variance") -> Tensor:
-    """Mean over instances of the variance of the rank over languages: MRV, the lower the more consistent.
-
-    With rank r of instance n in language k, MRV is the mean over n of the population variance over k of r(n, k) (Nie et
-    al., KDD 2024). It does not depend on whether ranks start at 0 or 1. The authors' published code averages the
-    standard deviation instead; that is MRSD here, ``statistic="std"``.
-
-    Args:
-        ranks: (N, K), the ranks of N instances in K languages. With K = 1 nothing can vary and the result is 0.
-        statistic: ``variance`` for MRV, ``std`` for MRSD.
-
-    Returns:
-        Scalar, not negative, float64.
-
-    Raises:
-        CCRError: If ``ranks`` is not (N, K) with N and K at least 1, or if the statistic is unknown.
-
-    Example:
-        >>> ranks = torch.tensor([[1, 1, 1], [1, 4, 4]])
-        >>> mean_rank_variance(ranks), mean_rank_variance(ranks, statistic="std")
-        (tensor(1., dtype=torch.float64), tensor(0.7071, dtype=torch.float64))
-    """
-    if statistic not in get_args(Statistic):
-        raise CCRError(f"the statistic {statistic!r} is unknown: choose one of {', '.join(get_args(Statistic))}.")
-    if ranks.ndim != 2 or 0 in ranks.shape:
-        raise CCRError(
-            f"ranks has shape {tuple(ranks.shape)}: pass (N, K), with at least one instance that has a rank in each of "
-            "the languages."
-        )
-    ranks = ranks.double()
-    variance = (ranks - ranks[:, :1]).var(1, correction=0)  # exact differences: where ranks start changes no bit
-    return (variance.sqrt() if statistic == "std" else variance).mean()

@@ -74,6 +74,41 @@ class FusionEncoder(nn.Module):
             fused = layer(fused, packing, keys_values)
         return packing.pad(fused)
 
+    def first_states(
+        self, text_states: Tensor, attention_mask: Tensor, caption: Tensor, image: Sequence[KeysValues]
+    ) -> Tensor:
+        """The first fused state of N pairs, all that matching needs of them, in about four fifths of the work.
+
+        What the first layer does before it looks at an image is done once for all pairs of a caption, and the last
+        layer computes the first state only.
+
+        Args:
+            text_states: (M, L, C), of M captions.
+            attention_mask: (M, L) bool, True for tokens.
+            caption: (N,) integers, which of them each pair has.
+            image: The :meth:`keys_values` of the pairs' images, N rows.
+
+        Returns:
+            (N, C), up to rounding the first states of :meth:`attend`.
+
+        Example:
+            >>> fusion = FusionEncoder(8, layers=2, heads=2, feed_forward_size=32, image_width=6).eval()
+            >>> text_states, mask = torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool)
+            >>> caption, image = torch.tensor([0, 1, 1]), fusion.keys_values(torch.randn(3, 5, 6))
+            >>> first = fusion.first_states(text_states, mask, caption, image)
+            >>> torch.testing.assert_close(first, fusion.attend(text_states[caption], mask[caption], image)[:, 0])
+        """
+        layers = cast("list[CrossTransformerLayer]", list(self.layers))
+        of_captions = Packing(attention_mask)
+        attended = layers[0].attention.attend_self(of_captions.pack(text_states), of_captions)
+        packing = Packing(attention_mask[caption])
+        if len(layers) == 1:
+            return layers[0].look(attended[of_captions.starts[caption]], packing.of_first, image[0])
+        states = layers[0].look(packing.pack(of_captions.pad(attended)[caption]), packing, image[0])
+        for layer, keys_values in zip(layers[1:-1], image[1:-1], strict=True):
+            states = layer(states, packing, keys_values)
+        return layers[-1].look(layers[-1].attention.attend_self_first(states, packing), packing.of_first, image[-1])
+
     def forward(self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
         """Fuses N captions with N images, pair by pair.
 

@@ -77,6 +77,7 @@ class Packing:
 
     Attributes:
         attendable: (N, 1, 1, L) bool, True where attention may look.
+        starts: (N,), where among the T tokens each caption begins.
 
     Raises:
         CCRError: If the mask is not boolean or not (N, L).
@@ -99,6 +100,12 @@ class Packing:
         self._shape = mask.shape
         self._cells = mask.flatten().nonzero().squeeze(1)
         self.attendable = mask[:, None, None, :]
+        self.starts = (self._cells % mask.shape[1] == 0).nonzero().squeeze(1)
+
+    @property
+    def of_first(self) -> Packing:
+        """The packing of the first tokens alone, one of each caption."""
+        return Packing(torch.ones(self._shape[0], 1, dtype=torch.bool, device=self._cells.device))
 
     def pack(self, padded: Tensor) -> Tensor:
         """Takes the tokens (T, ...) out of (N, L, ...)."""
@@ -156,10 +163,19 @@ class Attention(nn.Module):
 
     def attend_self(self, states: Tensor, packing: Packing) -> Tensor:
         """Lets each caption's tokens look at one another, (T, C) to (T, C)."""
-        keys, values = packing.pad(self.key(states)), packing.pad(self.value(states))
-        looked_at = KeysValues(self._split_heads(keys), self._split_heads(values))
-        attended: Tensor = self(states, packing, looked_at, packing.attendable)
+        attended: Tensor = self(states, packing, self._own_keys_values(states, packing), packing.attendable)
         return attended
+
+    def attend_self_first(self, states: Tensor, packing: Packing) -> Tensor:
+        """The first token of each caption only, (T, C) to (N, C): what :meth:`attend_self` makes of it."""
+        attended: Tensor = self(
+            states[packing.starts], packing.of_first, self._own_keys_values(states, packing), packing.attendable
+        )
+        return attended
+
+    def _own_keys_values(self, states: Tensor, packing: Packing) -> KeysValues:
+        keys, values = packing.pad(self.key(states)), packing.pad(self.value(states))
+        return KeysValues(self._split_heads(keys), self._split_heads(values))
 
     def forward(self, states: Tensor, packing: Packing, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
         """Attends, and adds the result to the token states.
@@ -257,6 +273,9 @@ class CrossTransformerLayer(nn.Module):
 
     def forward(self, states: Tensor, packing: Packing, context: KeysValues) -> Tensor:
         """Transforms the packed tokens of N captions, (T, C) to (T, C), with the keys and values of N contexts."""
-        states = self.attention.attend_self(states, packing)
-        output: Tensor = self.feed_forward(self.cross_attention(states, packing, context))
+        return self.look(self.attention.attend_self(states, packing), packing, context)
+
+    def look(self, attended: Tensor, packing: Packing, context: KeysValues) -> Tensor:
+        """The part of the layer that comes after self-attention."""
+        output: Tensor = self.feed_forward(self.cross_attention(attended, packing, context))
         return output

@@ -44,7 +44,7 @@ def check_mrv_languages(mrv_languages: Sequence[str] | None, data: CaptionDataMo
     unknown = [language for language in mrv_languages or () if language not in data.languages]
     if unknown:
         raise CCRError(
-            f"model.mrv_languages names {unknown[0]!r}, which is not among the data's languages "
+            f"model.protocol.mrv_languages names {unknown[0]!r}, which is not among the data's languages "
             f"{', '.join(data.languages)}: remove it."
         )
 

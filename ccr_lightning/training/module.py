@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -12,18 +13,23 @@ from torch import Tensor
 from ccr_lightning import distributed
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.errors import CCRError
-from ccr_lightning.evaluation.rerank import RerankBy, StateBank, rerank
-from ccr_lightning.evaluation.results import CUTOFFS, SHORT, retrieval_results
+from ccr_lightning.evaluation.evaluate import evaluate, parts
+from ccr_lightning.evaluation.protocol import EvaluationProtocol
+from ccr_lightning.evaluation.rerank import rerank
+from ccr_lightning.evaluation.scores import RECALLS, SHORT, retrieval_results
 from ccr_lightning.functional.contrastive import draw_one_caption
+from ccr_lightning.functional.galleries import Direction, Embeddings
 from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
-from ccr_lightning.metrics import Direction, RetrievalRanks
+from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
 from ccr_lightning.training.checks import check_mrv_languages, check_pivot, check_tokenizer
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
+
+_DEFAULT_PROTOCOL = EvaluationProtocol()
 
 
 class RetrievalModule(LightningModule):
@@ -51,10 +57,7 @@ class RetrievalModule(LightningModule):
         weight_decay: AdamW's weight decay of matrices.
         betas: AdamW's betas.
         warmup_fraction: Share of the steps that warms the learning rate up; afterwards it decays linearly to 0.
-        rerank_depth: ``test`` also orders each query's best so many candidates by the matching head, all of them if
-            there are fewer; 0 = not at all.
-        rerank_by: The order of re-ranking: ``matching``, the paper's, or ``matching_and_similarity``.
-        mrv_languages: The languages over which MRV is measured; by default all of the data's.
+        protocol: How splits are scored; re-ranking is for the test split only.
         seed: Seeds dropout and the draws of each batch, together with its epoch, its number and the device's.
 
     Attributes:
@@ -82,22 +85,18 @@ class RetrievalModule(LightningModule):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
         warmup_fraction: float = 0.03,
-        rerank_depth: int = 0,
-        rerank_by: RerankBy = "matching",
-        mrv_languages: list[str] | None = None,
+        protocol: EvaluationProtocol = _DEFAULT_PROTOCOL,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= draw_warmup <= 1:
             raise CCRError(f"draw_warmup is {draw_warmup}: give a share of the training, from 0 to 1.")
-        if rerank_depth < 0:
-            raise CCRError(f"rerank_depth is {rerank_depth}: give the number of candidates, or 0 for none.")
         if min(contrastive_weight, matching_weight, masked_lm_weight) < 0:
             raise CCRError("contrastive_weight, matching_weight and masked_lm_weight must not be negative: 0 is off.")
-        if (matching_weight or masked_lm_weight or rerank_depth) and retriever.fusion is None:
+        if (matching_weight or masked_lm_weight or protocol.rerank_depth) and retriever.fusion is None:
             raise CCRError(
                 "matching, masked-LM and re-ranking need a fusion encoder: give the retriever one, or set "
-                "matching_weight, masked_lm_weight and rerank_depth to 0."
+                "matching_weight, masked_lm_weight and protocol.rerank_depth to 0."
             )
         if not (contrastive_weight or matching_weight or masked_lm_weight):
             raise CCRError(
@@ -120,19 +119,15 @@ class RetrievalModule(LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_fraction = warmup_fraction
-        self.rerank_depth = rerank_depth
-        self.rerank_by = rerank_by
-        self.mrv_languages = mrv_languages
+        self.protocol = protocol
         self.seed = seed
-        self.ranks = RetrievalRanks()
+        self.embeddings = RetrievalEmbeddings()
         self.results: dict[str, Any] | None = None
         self.reranked: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         """Checks the settings against the data, and freezes what no loss reaches."""
-        check_mrv_languages(self.mrv_languages, self._data)
-        if self.rerank_depth and self.trainer.world_size > 1:
-            raise CCRError("re-ranking runs on one device: pass --trainer.devices 1, or --model.rerank_depth 0.")
+        check_mrv_languages(self.protocol.mrv_languages, self._data)
         if stage == "fit":
             if self.contrastive.objective == "english_pivot":
                 check_pivot(self.contrastive.pivot_language, self._data)
@@ -224,14 +219,12 @@ class RetrievalModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validation_step(self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Encodes the batch and adds it to the ranks."""
+        """Encodes the batch and keeps its embeddings."""
         self._accumulate(batch)
 
     def test_step(self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Encodes the batch and adds it to the ranks, and to the states to re-rank with."""
-        encoded = self._accumulate(batch)
-        if self.rerank_depth:
-            self._bank.add(batch, encoded)
+        """Encodes the batch and keeps its embeddings."""
+        self._accumulate(batch)
 
     def predict_step(
         self, batch: ImageBatch | CaptionBatch, batch_idx: int, dataloader_idx: int = 0
@@ -248,64 +241,87 @@ class RetrievalModule(LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        """Starts with empty ranks and no results."""
+        """Starts without embeddings and results."""
         self.results = self.reranked = None
-        self.ranks.reset()
+        self.embeddings.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Starts with empty ranks and states, and no results."""
-        self.results = self.reranked = None
-        self.ranks.reset()
-        self._bank = StateBank()
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Scores the validation split with the test's own code."""
-        self.results = self._score("val", self.ranks.compute())
+        self.results = self._score("val", self.embeddings.compute())
 
     def on_test_epoch_end(self) -> None:
         """Scores the test split, and once more after re-ranking if asked for."""
-        ranks = self.ranks.compute()
-        self.results = self._score("test", ranks)
-        if self.rerank_depth:
-            reranked = rerank(self.retriever, self._bank, ranks, self.rerank_depth, self.rerank_by)
-            self.reranked = self._score("test_reranked", reranked)
+        embeddings = self.embeddings.compute()
+        self.results = self._score("test", embeddings)
+        if self.protocol.rerank_depth:
+            self.reranked = self._score_reranked(embeddings)
 
     def _encode(self, batch: ImageBatch | CaptionBatch) -> Encoded:
         if isinstance(batch, ImageBatch):
             return self.retriever.encode_image(batch.images)
         return self.retriever.encode_text(batch.input_ids, batch.attention_mask)
 
-    def _accumulate(self, batch: ImageBatch | CaptionBatch) -> Encoded:
+    def _accumulate(self, batch: ImageBatch | CaptionBatch) -> None:
         encoded = self._encode(batch)
         if isinstance(batch, ImageBatch):
-            self.ranks.update(encoded.embeds, None, batch.image_ids)
+            self.embeddings.update(encoded.embeds, None, batch.image_ids)
         else:
-            self.ranks.update(
+            self.embeddings.update(
                 None,
                 encoded.embeds,
                 batch.image_ids,
                 languages=batch.languages,
                 caption_index=batch.caption_index,
             )
-        return encoded
 
-    def _score(self, name: str, ranks: Any) -> dict[str, Any]:
-        data, seen = self._data, set().union(*ranks.values())  # a part of a split, in a trial, has a part of them
-        mrv_languages = [
-            language
-            for index, language in enumerate(data.languages)
-            if index in seen and language in (self.mrv_languages or data.languages)
-        ]
-        results = retrieval_results(ranks, data.languages, mrv_languages=mrv_languages, parallel=data.source.parallel)
+    def _score(self, name: str, embeddings: Embeddings) -> dict[str, Any]:
+        protocol, parallel = self._protocol_of(embeddings), self._data.source.parallel
+        results = evaluate(embeddings, self._data.languages, protocol=protocol, parallel=parallel)
+        self._log_results(name, results)
+        return results
+
+    def _score_reranked(self, embeddings: Embeddings) -> dict[str, Any]:
+        protocol = self._protocol_of(embeddings)
+        reader = self._data.reader("test", self._prepare)
+        with self.trainer.precision_plugin.forward_context():
+            whole, *folds = rerank(
+                self.retriever,
+                embeddings,
+                parts(embeddings, protocol.folds),
+                reader,
+                protocol.rerank_depth,
+                protocol.rerank_by,
+            )
+        results = retrieval_results(
+            whole, self._data.languages, protocol=protocol, parallel=self._data.source.parallel, folds=folds
+        )
+        self._log_results("test_reranked", results)
+        return results
+
+    def _prepare(self, batch: ImageBatch | CaptionBatch) -> ImageBatch | CaptionBatch:
+        on_device: ImageBatch | CaptionBatch = type(batch)(*(tensor.to(self.device) for tensor in batch))
+        normalized: ImageBatch | CaptionBatch = self._data.normalize(on_device)
+        return normalized
+
+    def _protocol_of(self, embeddings: Embeddings) -> EvaluationProtocol:
+        """The protocol; a part of a split, in a trial, has a part of the languages."""
+        asked = self.protocol.mrv_languages
+        if asked is None:
+            return self.protocol
+        seen = {self._data.languages[index] for index in torch.unique(embeddings.text_languages).tolist()}
+        return replace(self.protocol, mrv_languages=[language for language in asked if language in seen])
+
+    def _log_results(self, name: str, results: Mapping[str, Any]) -> None:
         logged = {f"{name}/mean_recall": results["mean_recall"]}
         for direction in get_args(Direction):
-            for k in CUTOFFS:
-                logged[f"{name}/{SHORT[direction]}/recall@{k}"] = results["mean_recalls"][direction][f"recall@{k}"]
+            for recall in RECALLS:
+                logged[f"{name}/{SHORT[direction]}/{recall}"] = results["mean_recalls"][direction][recall]
         for statistic in ("mrv", "mrsd"):
             if results[statistic]["mean"] is not None:
                 logged[f"{name}/{statistic}"] = results[statistic]["mean"]
         self.log_dict(logged, prog_bar=False, rank_zero_only=False)
-        return results
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that a run which resumes trains what it trained before, with the same optimiser.

@@ -24,6 +24,8 @@ from ccr_lightning.types import ImageCaptions
 
 _KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
+_KARPATHY_NAMES = tuple(name for names in _KARPATHY_SPLITS.values() for name in names)
+
 
 class Coco:
     """Captions of COCO's images in several languages, by image.
@@ -112,6 +114,7 @@ class Coco:
         path = self._karpathy_file()
         rows = enumerate(_list(read_json(path), "images", path), 1)
         images: dict[str, _Image] = {}
+        numbers: dict[int, str] = {}
 
         def add(row: tuple[int, Any]) -> None:
             number, image = row
@@ -122,7 +125,12 @@ class Coco:
             sentences = _list(image, "sentences", where, RecordFault)
             english = [(_text(sentence, "raw", where), where) for sentence in sentences]
             folder, split = _text(image, "filepath", where), _text(image, "split", where)
-            images[name] = _Image(name, _number(image, "cocoid", where), folder, split, english, where)
+            if split not in _KARPATHY_NAMES:
+                raise RecordFault(f"{where}: split is {split!r}; it is one of {', '.join(_KARPATHY_NAMES)}.")
+            coco_id = _number(image, "cocoid", where)
+            if (other := numbers.setdefault(coco_id, name)) != name:
+                raise RecordFault(f"{where}: cocoid {coco_id} is that of {other} too; fetch the file again.")
+            images[name] = _Image(name, coco_id, folder, split, english, where)
 
         for _ in usable(add, rows, report):
             pass

@@ -152,7 +152,7 @@ def parse_json(line: Line) -> dict[str, Any]:
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise RecordFault(f"{line.where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
+        raise _half_a_character(line.where) from error
     except (RecursionError, ValueError) as error:
         raise RecordFault(f"{line.where}: not valid JSON ({error}); write one JSON object per line.") from error
     if not isinstance(value, dict):
@@ -200,8 +200,12 @@ def storable(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RecordFault(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8.") from error
+        raise _half_a_character(where) from error
     return text
+
+
+def _half_a_character(where: str) -> RecordFault:
+    return RecordFault(f"{where}: has half of an escaped character, as \\ud83d without its second half; mend it.")
 
 
 def is_blank(caption: str) -> bool:

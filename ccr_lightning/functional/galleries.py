@@ -1,0 +1,190 @@
+"""Images and their captions in several languages, and the ranks of all of them: a gallery for each language."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ccr_lightning.functional.retrieval import first_results, rank_counts
+
+Direction = Literal["image_to_text", "text_to_image"]
+
+
+class _Embeddings(NamedTuple):
+    image_embeds: Tensor
+    image_ids: Tensor
+    text_embeds: Tensor
+    text_ids: Tensor
+    text_languages: Tensor
+    text_numbers: Tensor
+
+
+class Embeddings(_Embeddings):
+    """Images and captions, each once.
+
+    Attributes:
+        image_embeds: (I, D).
+        image_ids: (I,) int64, ascending.
+        text_embeds: (N, D), of the dtype of ``image_embeds``.
+        text_ids: (N,) int64, the image that each caption describes, ascending within a language.
+        text_languages: (N,) int64, ascending.
+        text_numbers: (N,) int64, the number of each caption within its image and language, ascending within these.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        image_embeds: Tensor,
+        image_ids: Tensor,
+        text_embeds: Tensor,
+        text_ids: Tensor,
+        text_languages: Tensor,
+        text_numbers: Tensor,
+    ) -> Embeddings:
+        """Restores the axes of single items: ``Metric.compute`` squeezes every tensor of one element."""
+        images, texts = (embeds if embeds.ndim == 2 else embeds.reshape(1, 1) for embeds in (image_embeds, text_embeds))
+        of_texts = (values.reshape(-1) for values in (text_ids, text_languages, text_numbers))
+        return super().__new__(cls, images, image_ids.reshape(-1), texts, *of_texts)
+
+    def of_images(self, image_ids: Tensor) -> Embeddings:
+        """Return the images with these ids, and their captions: a fold, say."""
+        images, texts = torch.isin(self.image_ids, image_ids), torch.isin(self.text_ids, image_ids)
+        return Embeddings(
+            self.image_embeds[images],
+            self.image_ids[images],
+            self.text_embeds[texts],
+            self.text_ids[texts],
+            self.text_languages[texts],
+            self.text_numbers[texts],
+        )
+
+
+class _LanguageRanks(NamedTuple):
+    image_ids: Tensor
+    ranks: Tensor
+    gallery: int
+    ties: Tensor
+    first: Tensor | None
+
+
+class LanguageRanks(_LanguageRanks):
+    """The ranks of all queries of one direction in one language.
+
+    Attributes:
+        image_ids: (Q,) int64, the image that each query shows or describes, ascending; repeated for its captions.
+        ranks: (Q,) int64, from 1; ties count against the model.
+        gallery: Number of items among which each query was ranked.
+        ties: (Q,) int64, gallery items that are no positives and exactly as similar as the best one.
+        first: (Q,) int64, the image that the first result shows or describes, -1 where several images share its place;
+            None where nobody asked.
+    """
+
+    __slots__ = ()
+
+    @property
+    def tied_queries(self) -> int:
+        """Number of queries whose rank would be better if ties counted for the model."""
+        return int((self.ties > 0).sum())
+
+
+def ranks_by_language(
+    embeddings: Embeddings, direction: Direction, *, with_first: bool = False
+) -> dict[int, LanguageRanks]:
+    """Rank every query of one direction in every language that has captions.
+
+    In one language
+
+    - ``image_to_text``: the queries are the images with a caption in the language, the gallery is all its captions;
+    - ``text_to_image``: the queries are the captions, the gallery is the images with a caption in the language.
+
+    So each language has its own gallery. Where every image has a caption in every language, that is all images.
+
+    Args:
+        embeddings: Images and captions; every caption's image is among the images.
+        direction: ``image_to_text`` or ``text_to_image``.
+        with_first: Whether to find the first result of each query too; image ids must then not be negative.
+
+    Returns:
+        Language index to ranks.
+
+    Raises:
+        CCRError: If embeddings are not finite.
+
+    Example:
+        >>> captions = torch.eye(3)[[0, 2, 2]]
+        >>> ids, zeros = torch.arange(3), torch.zeros(3, dtype=torch.int64)
+        >>> embeddings = Embeddings(torch.eye(3), ids, captions, ids, zeros, zeros)
+        >>> ranks = ranks_by_language(embeddings, "text_to_image", with_first=True)[0]
+        >>> ranks.ranks, ranks.first
+        (tensor([1, 3, 1]), tensor([0, 2, 2]))
+    """
+    ranks = {}
+    for language in torch.unique(embeddings.text_languages).tolist():
+        chosen = embeddings.text_languages == language
+        text_embeds, text_ids = embeddings.text_embeds[chosen], embeddings.text_ids[chosen]
+        described = torch.isin(embeddings.image_ids, text_ids)
+        image_embeds, image_ids = embeddings.image_embeds[described], embeddings.image_ids[described]
+        if direction == "image_to_text":
+            ranks[language] = _ranks(image_embeds, image_ids, text_embeds, text_ids, with_first)
+        else:
+            ranks[language] = _ranks(text_embeds, text_ids, image_embeds, image_ids, with_first)
+    return ranks
+
+
+def ranks_by_direction(
+    embeddings: Embeddings, *, with_first: bool = False
+) -> dict[Direction, dict[int, LanguageRanks]]:
+    """Return :func:`ranks_by_language` of each direction."""
+    return {
+        direction: ranks_by_language(embeddings, direction, with_first=with_first) for direction in get_args(Direction)
+    }
+
+
+def ranks_between_languages(embeddings: Embeddings) -> dict[tuple[int, int], LanguageRanks]:
+    """Rank the captions of each language among those of each other language: text-to-text retrieval.
+
+    The queries are the captions in one language, the gallery is the captions in the other, both of the images that have
+    some in both; positives are those of the same image.
+
+    Args:
+        embeddings: Images and captions.
+
+    Returns:
+        (language of the queries, language of the gallery) to ranks, without pairs that no image has both of.
+
+    Raises:
+        CCRError: If embeddings are not finite.
+
+    Example:
+        >>> captions = torch.eye(2)[[0, 1, 1, 0]]
+        >>> ids, languages = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+        >>> embeddings = Embeddings(torch.eye(2), torch.arange(2), captions, ids, languages, torch.zeros(4))
+        >>> ranks_between_languages(embeddings)[0, 1].ranks
+        tensor([2, 2])
+    """
+    languages = torch.unique(embeddings.text_languages).tolist()
+    of_language = {language: embeddings.text_languages == language for language in languages}
+    ranks = {}
+    for asked in languages:
+        for searched in languages:
+            queries, gallery = of_language[asked], of_language[searched]
+            queries = queries & torch.isin(embeddings.text_ids, embeddings.text_ids[gallery])
+            gallery = gallery & torch.isin(embeddings.text_ids, embeddings.text_ids[queries])
+            if asked != searched and queries.any():
+                ranks[asked, searched] = _ranks(
+                    embeddings.text_embeds[queries],
+                    embeddings.text_ids[queries],
+                    embeddings.text_embeds[gallery],
+                    embeddings.text_ids[gallery],
+                    with_first=False,
+                )
+    return ranks
+
+
+def _ranks(queries: Tensor, query_ids: Tensor, gallery: Tensor, gallery_ids: Tensor, with_first: bool) -> LanguageRanks:
+    counts = rank_counts(queries, gallery, query_ids, gallery_ids)
+    first = first_results(queries, gallery, gallery_ids) if with_first else None
+    return LanguageRanks(query_ids, 1 + counts.ahead + counts.tied, len(gallery), counts.tied, first)

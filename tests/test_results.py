@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import statistics
 
 import pytest
@@ -13,11 +14,12 @@ from rich.console import Console
 
 from ccr_lightning import _version
 from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation.evaluate import evaluate
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.evaluation.results import results_document, write_results
 from ccr_lightning.evaluation.scores import retrieval_results
 from ccr_lightning.evaluation.table import print_results, results_table
-from ccr_lightning.functional.galleries import LanguageRanks
+from ccr_lightning.functional.galleries import Embeddings, LanguageRanks
 
 LANGUAGES = ("cs", "de", "en", "fr")
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -213,7 +215,7 @@ def printed(document, width=80):
 
 
 def test_table_is_readable_at_80_columns():
-    scores = retrieval_results(ranks(), LANGUAGES)
+    scores = retrieval_results(ranks(), LANGUAGES, protocol=EvaluationProtocol(resamples=0))
     lines = printed(results_document(scores, **MADE_WITH)).splitlines()
     assert max(map(len, lines)) <= 80
     assert "demo, test (dual encoder)" in lines[0]
@@ -233,10 +235,34 @@ def test_table_is_readable_at_80_columns():
         assert row == [f"{percent:.1f}" for percent in percents]
         sums = [total + percent for total, percent in zip(sums, percents, strict=True)]
     assert mean == pytest.approx([total / 3 for total in sums], abs=0.05)
-    below = " ".join(lines[-4:])
+    below = " ".join(line.strip() for line in lines[-9:])
     for name, spread in (("MRV", statistics.pvariance), ("MRSD", statistics.pstdev)):
         i2t, t2i = (loop_consistency(d, (0, 2, 3), spread)[0] for d in DIRECTIONS)
-        assert f"{name} {(i2t + t2i) / 2:.2f} (i2t {i2t:.2f}, t2i {t2i:.2f}) over cs, en, fr; 2 images" in below
+        assert f" {name} {(i2t + t2i) / 2:.2f} (i2t {i2t:.2f}, t2i {t2i:.2f})" in below
+    assert "over cs, en, fr; 2 images, 1 left out for want of a caption:" in below
+    assert "ties" not in below
+    by_language = {name: sum(map(float, row)) / 6 for name, row in rows.items()}
+    worst = min(by_language, key=by_language.get)
+    assert f"lowest mean recall: {worst} " in below
+    assert float(below.partition(f"lowest mean recall: {worst} ")[2].split()[0]) == pytest.approx(
+        by_language[worst], abs=0.1
+    )
+
+
+def test_table_of_everything(capsys):
+    zeros, ids = torch.zeros(6, dtype=torch.int64), torch.arange(6)
+    embeds = torch.eye(6)[[0, 0, 2, 3, 4, 5]]  # the first two tie
+    texts = Embeddings(embeds, ids, embeds.repeat(2, 1), ids.repeat(2), torch.cat([zeros, zeros + 1]), zeros.repeat(2))
+    protocol = EvaluationProtocol(folds=2, text_to_text=True)
+    scores = evaluate(texts, ["en", "de"], protocol=protocol)
+    print_results(results_document(scores, **(MADE_WITH | {"protocol": protocol})))
+    text = capsys.readouterr().out
+    assert "mean of 2 folds, each a gallery of its own" in text
+    assert "ties: 8 of 24 queries, counted against the model" in text
+    assert re.search(r"mean recall 88\.9 \[\d+\.\d, 100\.0\]", text)  # R@1 is 4 of 6, the others are 1
+    assert "from text to text of another language: R@1 66.7, R@5 100.0, R@10 100.0" in text
+    assert "below English, in points of mean recall: de 0.0" in text
+    assert re.search(r"same first result, %: 66\.67 \[\d+\.\d+, 100\.00\] \(i2t 66\.67, t2i 66\.67\)", text)
 
 
 def test_table_says_why_there_is_no_mrv_and_what_was_re_ranked(capsys):

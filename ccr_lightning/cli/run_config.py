@@ -14,7 +14,9 @@ from typing import Any
 from ccr_lightning.cli.messages import given_configs, load_config
 from ccr_lightning.errors import CCRError
 
-_OF_THE_DATA = ("source", "languages", "languages_per_step", "required_languages")  # what another source has its own of
+# What another source has its own of.
+_OF_THE_DATA = ("source", "languages", "languages_per_step", "required_languages")
+_OF_THE_PROTOCOL = ("mrv_languages", "folds")
 
 
 def add_run_config(args: Sequence[str], run: Path) -> list[str]:
@@ -81,10 +83,16 @@ def _other_source(args: Sequence[str], configs: Sequence[str]) -> str | None:
     return name
 
 
+def _without(settings: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in (settings or {}).items() if key not in names}
+
+
 def _without_source(file: Path) -> str:
     """The path of a copy of the run's configuration without its data source, for as long as this process runs."""
     config = load_config(str(file))
-    config["data"] = {key: value for key, value in config.get("data", {}).items() if key not in _OF_THE_DATA}
+    config["data"] = _without(config.get("data"), _OF_THE_DATA)
+    model = config.get("model") or {}
+    config["model"] = {**model, "protocol": _without(model.get("protocol"), _OF_THE_PROTOCOL)}
     folder = Path(tempfile.mkdtemp(prefix="ccr-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / "config.yaml"

@@ -79,15 +79,16 @@ options:
     "test": f"""\
 usage: ccr test --ckpt_path PATH [settings]
 
-Scores a checkpoint on the test split: recall@1, 5, 10 per language and direction, MRV and MRSD. Prints a table and
-writes runs/NAME/results.json, and results-reranked.json with --model.protocol.rerank_depth.
+Scores a checkpoint on the test split: recall@1, 5, 10 per language and direction, MRV and MRSD, with 95 % intervals.
+Prints a table and writes runs/NAME/results.json, and results-reranked.json with --model.protocol.rerank_depth.
+docs/evaluation.md defines every number.
 
 options:
 {_TRAINED}
 {_SETTINGS}
 examples:
   ccr test --ckpt_path runs/pretrain --model.protocol.rerank_depth 16     (also re-ranks the best 16 of each query)
-  ccr test --ckpt_path runs/pretrain --config xtd.yaml     (xtd.yaml names another data.source: see docs/data.md)
+  ccr test --ckpt_path runs/pretrain --config configs/test/xtd.yaml     (a benchmark; results in runs/pretrain-xtd/)
 """,
     "predict": f"""\
 usage: ccr predict --ckpt_path PATH [settings]

@@ -2,8 +2,8 @@
 
 python -m benchmarks.reranking
 
-The usual way goes query by query; captions are padded to 40 tokens, and what fusion needs of an image is computed anew for
-every pair. Captions here have lengths like those of Multi30K in XLM-R's tokens (a normal distribution of mean 16 and
+The usual way goes query by query; captions are padded to 40 tokens, and what fusion needs of an image is computed anew
+for every pair. Captions here have lengths like those of Multi30K in XLM-R's tokens (normally distributed, mean 16,
 deviation 5, from 6 to 40), images 50 tokens. All on one thread, in CPU seconds; medians of interleaved repetitions.
 """
 

@@ -163,6 +163,16 @@ def test_on_one_process(name, command, tmp_path, capsys, monkeypatch, run):
     assert main([*command(name), "--runs_dir", str(tmp_path)]) == 0
     document = json.loads((tmp_path / f"{run.name}-{name}" / "results.json").read_text(encoding="utf-8"))
     check(document, name, capsys.readouterr().out)
+    assert document["source"]["init_args"]["languages"] == languages_of(name)
+    assert main(["results", str(tmp_path / f"{run.name}-{name}"), "--format", "csv"]) == 0
+    header, row = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    assert row[0] == run.name
+    if name == "xtd":
+        recall = document["mean_recalls"]["text_to_image"]["recall@1"]
+        assert float(row[header.index("xtd IR")]) == pytest.approx(100 * recall, rel=1e-12)
+    if name == "coco":
+        mean = document["folds"]["language_means"]["ja"]
+        assert float(row[header.index("COCO ja")]) == pytest.approx(100 * mean, rel=1e-12)
 
 
 @pytest.mark.ddp

@@ -21,6 +21,7 @@ commands:
   validate    score a checkpoint on the validation split
   test        score a checkpoint on the test split: recall per language and direction, MRV
   predict     write the embeddings of the test split's images and captions
+  results     show the results of several runs side by side
   data        check, preview, build, shard and translate captioned images, without a model
 
 start here:
@@ -165,10 +166,14 @@ def _dispatch(args: list[str]) -> int:
         from ccr_lightning.cli.data import run as run_data
 
         return run_data(args[1:])
+    if command == "results":
+        from ccr_lightning.cli.results import run as run_results
+
+        return run_results(args[1:])
     if command not in COMMAND_HELP:
         from difflib import get_close_matches
 
-        close = get_close_matches(command, (*COMMAND_HELP, "data"), n=1)
+        close = get_close_matches(command, (*COMMAND_HELP, "data", "results"), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "run 'ccr --help' for the list."
         raise CCRError(f"{command!r} is not a command: {hint}")
     if len(args) == 1 or any(arg in ("-h", "--help") for arg in args[1:]):

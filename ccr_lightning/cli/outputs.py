@@ -33,9 +33,22 @@ def write_config(path: Path, text: str) -> None:
 
 
 def write_scores(
-    folder: Path, model: RetrievalModule, data: CaptionDataModule, split: Literal["val", "test"], checkpoint: Path
+    folder: Path,
+    model: RetrievalModule,
+    data: CaptionDataModule,
+    split: Literal["val", "test"],
+    checkpoint: Path,
+    source: Mapping[str, Any],
 ) -> None:
     """Writes and prints what the model scored on a split, and what it scored after re-ranking if it did.
+
+    Args:
+        folder: That of the run.
+        model: It holds the scores.
+        data: It holds the split.
+        split: What was scored.
+        checkpoint: Of the weights.
+        source: ``class_path`` and ``init_args`` of the data's source.
 
     Raises:
         CCRError: If a file cannot be written.
@@ -47,7 +60,7 @@ def write_scores(
         "protocol": model.protocol,
         "checkpoint": checkpoint,
         "seed": model.seed,
-        "made_of": {**data.made_of(split), **_model(model)},
+        "made_of": {"source": dict(source), **data.made_of(split), **_model(model)},
     }
     assert model.results is not None
     documents = {"-val" if split == "val" else "": results_document(model.results, **made_with)}

@@ -245,7 +245,8 @@ class TrainingCLI(LightningCLI):
         if self._is_trial:
             _say("fast_dev_run tries a few batches only: no results are written")
         elif self.trainer.is_global_zero:
-            write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint)
+            source = self.config[self.subcommand].data.source.as_dict()
+            write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint, source)
 
     @property
     def _is_trial(self) -> bool:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ccr_lightning.evaluation.scores import CUTOFFS, DIRECTIONS, SHORT
 
-_WIDTH = 78
+_WIDTH = 73  # that of the table, in which rich wraps what is below it
 
 
 def results_table(document: Mapping[str, Any]) -> Table:

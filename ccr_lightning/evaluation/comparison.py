@@ -1,0 +1,143 @@
+"""Results of several runs side by side, in the layout of Table 1 of Nie et al., KDD 2024."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation.results import FORMAT
+
+Format = Literal["table", "markdown", "latex", "csv"]
+Rows = Mapping[str, Mapping[tuple[str, str], float]]  # row to (benchmark, number) to value
+
+_NAMES = {"xflickrco": "xFlickr&CO", "wit": "WIT", "multi30k": "Multi30K", "coco": "COCO"}
+_ORDER = ("xFlickr&CO", "WIT", "Multi30K", "COCO")  # then others, as they come
+_BY_LANGUAGE = ("Multi30K", "COCO")
+_YEAR = "test_2016_flickr"  # the test split of Multi30K that needs no name
+
+
+class Result(NamedTuple):
+    """A results file that was read."""
+
+    path: Path
+    document: Mapping[str, Any]
+
+
+def read_results(paths: Sequence[str | Path]) -> list[Result]:
+    """Read the results of test splits from files, or from the folders of runs.
+
+    Raises:
+        CCRError: A path has none, or a file is none or of another version.
+    """
+    found: list[Result] = []
+    for path in map(Path, paths):
+        files = [path] if path.is_file() else sorted(path.glob("results*.json"))
+        read = [Result(file, _read(file)) for file in files]
+        tests = [result for result in read if result.document["split"] == "test"]
+        if not tests:
+            raise CCRError(f"{path}: there are no results of a test split here; run ccr test first.")
+        found += tests
+    return found
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        version = document.get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CCRError(f"{file}: cannot be read as results ({error}); name the folder of a run.") from error
+    if version != FORMAT:
+        raise CCRError(f"{file}: these results are of another version of this package; run ccr test again.")
+    return document  # type: ignore[no-any-return]
+
+
+def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]]:
+    """Return the row of each model, with and without re-ranking, in percent (MRV and MRSD as they are).
+
+    A model is known by the checkpoint in its run's folder, whatever the folder of the results.
+
+    Raises:
+        CCRError: Two files say different things for the same place in the table.
+    """
+    rows: dict[str, dict[tuple[str, str], float]] = {}
+    places: dict[tuple[str, tuple[str, str]], Path] = {}
+    for path, document in results:
+        name = _row_name(path, document)
+        for column, value in _columns(document).items():
+            other = places.setdefault((name, column), path)
+            if rows.setdefault(name, {}).setdefault(column, value) != value:
+                raise CCRError(f"{other} and {path} differ in {' '.join(column)} of {name}; name one of them.")
+    return rows
+
+
+def _row_name(path: Path, document: Mapping[str, Any]) -> str:
+    checkpoint = document["checkpoint"]["path"]
+    name = path.parent.name if checkpoint is None else Path(checkpoint).absolute().parent.parent.name
+    if document["ranking"] == "dual_encoder":
+        return name
+    protocol = document["protocol"]
+    by = "" if protocol["rerank_by"] == "matching" else " by matching and similarity"
+    return f"{name}, re-ranked {protocol['rerank_depth']}{by}"
+
+
+def _columns(document: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    benchmark = _NAMES.get(document["dataset"], document["dataset"])
+    scores = document["folds"] or document
+    columns: dict[tuple[str, str], float] = {}
+    if benchmark in _BY_LANGUAGE:
+        for language, of in scores["language_means"].items():
+            columns[benchmark, language] = 100 * (of if isinstance(of, float) else of["mean_recall"])
+    else:
+        columns[benchmark, "IR"] = 100 * scores["mean_recalls"]["text_to_image"]["recall@1"]
+        columns[benchmark, "TR"] = 100 * scores["mean_recalls"]["image_to_text"]["recall@1"]
+    if document["mrv"]["mean"] is not None:
+        columns[benchmark, "MRV"], columns[benchmark, "MRSD"] = (document[of]["mean"] for of in ("mrv", "mrsd"))
+    split = ((document["source"]["init_args"] or {}).get("splits") or {}).get("test", _YEAR)
+    if benchmark == "Multi30K" and split != _YEAR:
+        return {(f"Multi30K {split.removeprefix('test_')}", name): value for (_, name), value in columns.items()}
+    return columns
+
+
+def comparison(rows: Rows, layout: Format) -> str:
+    """Lay rows out as a table.
+
+    Args:
+        rows: Those of :func:`rows_of`, and maybe published ones.
+        layout: ``table`` for the terminal, ``markdown``, ``latex`` (with booktabs) or ``csv`` (unrounded).
+
+    Example:
+        >>> print(comparison({"mine": {("WIT", "IR"): 9.936, ("WIT", "TR"): 11.7}}, "markdown"))
+        | model   |   WIT IR |   WIT TR |
+        |:--------|---------:|---------:|
+        | mine    |     9.94 |    11.70 |
+    """
+    columns = sorted({column: None for row in rows.values() for column in row}, key=_place)
+    header = ["model", *(f"{benchmark} {name}" for benchmark, name in columns)]
+    if layout == "csv":
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerows([header, *([name, *(row.get(of, "") for of in columns)] for name, row in rows.items())])
+        return buffer.getvalue().rstrip("\n")
+    from tabulate import tabulate
+
+    cells = [[name, *(f"{row[of]:.2f}" if of in row else "-" for of in columns)] for name, row in rows.items()]
+    kind = {"table": "simple_outline", "markdown": "pipe", "latex": "latex_booktabs"}[layout]
+    if layout == "table":
+        header = ["model", *(f"{benchmark}\n{name}" for benchmark, name in columns)]
+    alignment = ("left", *("right" for _ in columns))
+    return tabulate(cells, header, tablefmt=kind, disable_numparse=True, colalign=alignment)
+
+
+def _place(column: tuple[str, str]) -> tuple[int, str, int]:
+    """Benchmarks in the paper's order, others behind; MRV and MRSD behind what a benchmark has else."""
+    benchmark, name = column
+    known = benchmark.split()[0]
+    order = _ORDER.index(known) if known in _ORDER else len(_ORDER)
+    numbers = ("IR", "TR", "en", "de", "fr", "cs", "zh", "ja")
+    last = {"MRV": len(numbers) + 1, "MRSD": len(numbers) + 2}
+    return order, benchmark, numbers.index(name) if name in numbers else last.get(name, len(numbers))

@@ -197,9 +197,9 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 def main() -> None:
     """Compare, and print the ratio and the share of the arithmetic floor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--depth", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--queries", type=int, default=4, help="of each direction and language, in the usual way")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

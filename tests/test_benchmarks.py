@@ -175,6 +175,33 @@ def test_on_one_process(name, command, tmp_path, capsys, monkeypatch, run):
         assert float(row[header.index("COCO ja")]) == pytest.approx(100 * mean, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["coco", "wit", "xm3600"])
+def test_a_trial_of_some_batches(name, command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ccr"])
+    settings = ["--trainer.fast_dev_run=1", "--data.eval_batch_size=4", "--model.protocol.rerank_depth=16"]
+    assert main([*command(name), "--runs_dir", str(tmp_path), *settings]) == 0
+    assert "no results are written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("rerank_depth=21", "rerank_depth is 21, but the gallery of 'en' has 20 items: give at most 20"),
+        ("folds=3", "20 images, which cannot be split into 3 equal folds"),
+        ("mrv_languages=[]", "mrv_languages is empty"),
+    ],
+)
+def test_protocols_that_do_not_fit_stop_before_anything_is_encoded(
+    setting, says, command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["ccr"])
+    monkeypatch.setattr("ccr_lightning.training.module.RetrievalModule.test_step", lambda *_: pytest.fail("encoded"))
+    assert main([*command("multi30k_2016"), "--runs_dir", str(tmp_path), f"--model.protocol.{setting}"]) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.ddp
 @pytest.mark.parametrize("name", ["coco", "wit"])
 def test_two_processes_find_what_one_finds(name, command, tmp_path, run):
@@ -182,10 +209,9 @@ def test_two_processes_find_what_one_finds(name, command, tmp_path, run):
     documents = []
     for devices in (1, 2):
         place = [f"--runs_dir={tmp_path / str(devices)}", f"--trainer.devices={devices}"]
-        how = ["--model.protocol.rerank_depth=4", *(["--trainer.strategy=ddp"] if devices == 2 else [])]
+        depth = 2 if name == "wit" else 4  # a language of WIT has few captions
+        how = [f"--model.protocol.rerank_depth={depth}", *(["--trainer.strategy=ddp"] if devices == 2 else [])]
         ccr = [sys.executable, "-m", "ccr_lightning.cli.main", *command(name), *place, *how]
-        if name == "wit":  # a language has few captions
-            ccr[-2 if devices == 2 else -1] = "--model.protocol.rerank_depth=2"
         subprocess.run(ccr, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         folder = tmp_path / str(devices) / f"{run.name}-{name}"
         documents.append(

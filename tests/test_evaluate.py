@@ -353,11 +353,14 @@ def test_without_english_and_without_resamples():
     images, captions = ragged()
     metric = embeddings_of(RetrievalEmbeddings(), images, captions, lambda number: True)
     results = evaluate(metric.compute(), ["de", "fr", "ja"], protocol=EvaluationProtocol(resamples=0), parallel=False)
+    languages_of = {image: {k for of, k, _ in captions if of == image} for image, _, _ in captions}
+    lacking = sum(len(languages) < 3 for languages in languages_of.values())
     assert results["gap_to_english"] is results["mean_recall_interval"] is results["folds"] is None
     assert results["text_to_text"] is None
     for statistic in ("mrv", "mrsd", "rank1_agreement"):
         assert results[statistic]["mean"] is None
         assert results[statistic]["reason"] == "the captions of the languages are not translations of each other"
+        assert (results[statistic]["instances"], results[statistic]["left_out"]) == (0, lacking)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +385,7 @@ def test_what_cannot_be_evaluated(images, folds, says):
     ("settings", "says"),
     [
         ({"folds": 0}, "folds is 0"),
+        ({"mrv_languages": []}, "mrv_languages is empty: name two or more languages"),
         ({"rerank_depth": -1}, "rerank_depth is -1"),
         ({"rerank_by": "luck"}, "re-ranking by 'luck' is unknown: choose matching or matching_and_similarity"),
         ({"resamples": -1}, "resamples is -1"),

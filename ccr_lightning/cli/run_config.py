@@ -15,7 +15,10 @@ from ccr_lightning.cli.messages import given_configs, load_config
 from ccr_lightning.errors import CCRError
 
 # What another source has its own of.
-_OF_THE_DATA = ("source", "languages", "languages_per_step", "required_languages")
+_OF_THE_DATA = (
+    *("source", "languages", "languages_per_step", "required_languages"),
+    *("bad_records", "max_bad_fraction", "train_shards"),
+)
 _OF_THE_PROTOCOL = ("mrv_languages", "folds")
 
 
@@ -74,7 +77,8 @@ def _other_source(args: Sequence[str], configs: Sequence[str]) -> str | None:
     name = None
     for path in configs:
         data: Any = load_config(path).get("data")
-        if isinstance(data, dict) and "source" in data:
+        source = data.get("source") if isinstance(data, dict) else None
+        if source is not None and (isinstance(source, str) or "class_path" in source):
             name = Path(path).stem
     parts = [part for arg in args for part in arg.split("=", 1)]
     for option, value in pairwise(parts):

@@ -23,7 +23,9 @@ from ccr_lightning.cli.messages import explain_parse_error, given_configs, own_c
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
+from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.progress import EpochSummary
@@ -111,7 +113,7 @@ class TrainingCLI(LightningCLI):
         self.resume_from = None
         if self.subcommand == "fit":
             self.resume_from = self.folder.resume_from(settings.pop("resume"))
-            _prepare_data(settings.data)
+            _prepare_data(settings)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""
@@ -301,6 +303,8 @@ def run(args: list[str]) -> int:
 
 
 def _check_numbers(trainer: Mapping[str, Any]) -> None:
+    if str(trainer.get("precision")) in ("16-true", "bf16-true", "64-true", "64"):
+        raise CCRError(f"trainer.precision is {trainer['precision']}: give 32-true, bf16-mixed or 16-mixed.")
     for name in (*ABOVE_ZERO, *NOT_BELOW_ZERO):
         value = trainer.get(name)
         if isinstance(value, int | float) and (value < 0 or (value == 0 and name in ABOVE_ZERO)):
@@ -318,7 +322,10 @@ def _prepare_data(settings: Namespace) -> None:
     """Prepares all splits before the model is built and trained: what is wrong with the data shows at once."""
     parser = ArgumentParser()
     parser.add_class_arguments(CaptionDataModule, "data")
-    parser.instantiate(Namespace(data=settings)).data.prepare_data()  # type: ignore[no-untyped-call]
+    data = parser.instantiate(Namespace(data=settings.data)).data  # type: ignore[no-untyped-call]
+    data.prepare_data()
+    if "test" in data.source.splits and not settings.trainer.fast_dev_run:
+        check_galleries(EvaluationProtocol(**vars(settings.model.protocol)), data)
 
 
 def _quieten() -> None:

@@ -170,6 +170,12 @@ class CaptionDataModule(lightning.LightningDataModule):
             raise CCRError("train_shards is read without a store; the .json of image 42 is 000000042.json in a shard.")
         return self._store(split).image_names
 
+    def gallery_sizes(self, split: str) -> tuple[int, dict[str, int]]:
+        """Return how many images a split has, and how many of them have a caption, by language."""
+        manifest = self._store(split).manifest
+        described = manifest["images_with_caption"]
+        return manifest["images"], {language: described.get(language, 0) for language in self.languages}
+
     def left_out(self, split: str) -> dict[str, int]:
         """Return how many bad records and blank captions the split had."""
         manifest = self._store(split).manifest

@@ -62,13 +62,16 @@ def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]
     A model is known by the checkpoint in its run's folder, whatever the folder of the results.
 
     Raises:
-        CCRError: Two files say different things for the same place in the table.
+        CCRError: A file lacks something, or two say different things for the same place in the table.
     """
     rows: dict[str, dict[tuple[str, str], float]] = {}
     places: dict[tuple[str, tuple[str, str]], Path] = {}
     for path, document in results:
-        name = _row_name(path, document)
-        for column, value in _columns(document).items():
+        try:
+            name, columns = _row_name(path, document), _columns(document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CCRError(f"{path}: something is missing in these results ({error}); run ccr test again.") from error
+        for column, value in columns.items():
             other = places.setdefault((name, column), path)
             if rows.setdefault(name, {}).setdefault(column, value) != value:
                 raise CCRError(f"{other} and {path} differ in {' '.join(column)} of {name}; name one of them.")

@@ -17,10 +17,10 @@ class EvaluationProtocol:
     Args:
         mrv_languages: The languages over which consistency (MRV, MRSD, agreement) is measured; by default all of the
             data's.
-        folds: Also the mean over so many equal parts of the images, in the order of the data, each with a gallery of
-            its own: 5 for COCO's "1k" beside its "5k".
-        text_to_text: Also retrieve the captions in each language by those in each other.
-        rerank_depth: Also order each query's best so many candidates by the matching head; 0 = not at all.
+        folds: In the test also the mean over so many equal parts of the images, in the order of the data, each with a
+            gallery of its own: 5 for COCO's "1k" beside its "5k".
+        text_to_text: In the test also retrieve the captions in each language by those in each other.
+        rerank_depth: In the test also order each query's best so many candidates by the matching head; 0 = not at all.
         rerank_by: The order of re-ranking: ``matching``, the paper's, or ``matching_and_similarity``.
         resamples: Bootstrap samples of the images from which 95 % confidence intervals come; 0 for none.
 
@@ -41,6 +41,8 @@ class EvaluationProtocol:
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        if self.mrv_languages is not None and not self.mrv_languages:
+            raise CCRError("mrv_languages is empty: name two or more languages, or leave it out for all.")
         if self.folds < 1:
             raise CCRError(f"folds is {self.folds}: give a number of parts, 1 for the whole split alone.")
         if self.rerank_depth < 0:

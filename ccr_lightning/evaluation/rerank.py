@@ -12,7 +12,7 @@ from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import RerankBy
 from ccr_lightning.functional.galleries import Direction, Embeddings, LanguageRanks, ranks_by_language
-from ccr_lightning.functional.retrieval import RankCounts, reranked_counts, top_candidates
+from ccr_lightning.functional.retrieval import RankCounts, pair_similarity, reranked_counts, top_candidates
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.transformer import KeysValues
 from ccr_lightning.progress import progress
@@ -47,6 +47,7 @@ class _Candidates(NamedTuple):
     queries: Tensor  # (Q,) rows of the images, or of the captions
     items: Tensor  # (Q, n) rows of the captions, or of the images
     item_ids: Tensor  # (Q, n)
+    by_order: Tensor  # (Q, n) bool, True for those that are as similar as an item that is left out
 
 
 def rerank(
@@ -64,12 +65,15 @@ def rerank(
     log-odds say how much likelier a pair is than the dual encoder believes.
 
     Candidates beyond ``depth`` keep the dual encoder's order behind the re-ranked ones, so a query whose positives are
-    all beyond keeps its rank (Nie et al., KDD 2024, evaluation; in the authors' code they share one score).
+    all beyond keeps its rank (Nie et al., KDD 2024, evaluation; in the authors' code they share one score). So does a
+    query whose best positive ties with items on both sides of ``depth``, and a first result that is among the
+    candidates by the order of the data only counts as none: re-ranking makes nothing of a tie.
 
-    Every pair is scored once, whatever the number of queries, directions and folds that ask for it, and what fusion
-    needs of an image is computed once. Pairs go through the model in batches that do not depend on how the split was
-    encoded, nor on the number of devices, which share them. Memory on the device is bounded: ``KEPT_BYTES`` for images,
-    and the states of 64 captions and 1,024 pairs. Main memory is some 50 bytes for each pair.
+    Every pair is scored once, whatever the number of queries, directions and folds that ask for it. The keys and values
+    of ``KEPT_BYTES`` of images are on the device at a time (twice while they are put together), with the states of 64
+    captions and, in one layer, 1,024 pairs; captions are encoded once more for each such chunk of images. Devices share
+    the pairs, in batches that depend neither on how the split was encoded nor on the number of devices; each encodes
+    all images. Main memory is some 50 bytes for each pair.
 
     Args:
         retriever: The model, with a fusion encoder.
@@ -83,16 +87,21 @@ def rerank(
         Of each part, direction to language index to ranks, with their first results.
 
     Raises:
-        CCRError: If the model has no fusion encoder, or a gallery has fewer than ``depth`` items.
+        CCRError: If the model has no fusion encoder, or is in training mode, or if a gallery has fewer than ``depth``
+            items.
     """
     if retriever.fusion is None:
         raise CCRError("this retriever has no fusion encoder, which re-ranking needs: give it a fusion.")
+    if retriever.training:
+        raise CCRError("the retriever is in training mode, in which dropout changes scores: call eval() first.")
     embeddings = Embeddings(*(tensor.cpu() for tensor in embeddings))
     asked = [(number, found) for number, part in enumerate(parts) for found in _candidates(embeddings, part, depth)]
     pairs = torch.unique(torch.cat([_pairs(of, direction, embeddings).flatten() for _, (direction, _, of) in asked]))
     scores = _match_scores(retriever, embeddings, pairs, reader)
     if by == "matching_and_similarity":
-        scores += retriever.logit_scale.item() * _similarities(embeddings, pairs)
+        texts, images = pairs // len(embeddings.image_ids), pairs % len(embeddings.image_ids)
+        similarity = pair_similarity(embeddings.text_embeds, embeddings.image_embeds, texts, images)
+        scores += retriever.logit_scale.item() * similarity
     ranks: list[dict[Direction, dict[int, LanguageRanks]]] = [{"image_to_text": {}, "text_to_image": {}} for _ in parts]
     for number, (direction, language, of) in asked:
         of_candidates = scores[torch.searchsorted(pairs, _pairs(of, direction, embeddings))]
@@ -112,13 +121,25 @@ def _candidates(embeddings: Embeddings, part: Embeddings, depth: int) -> Iterato
             texts = (embeddings.text_languages == language) & torch.isin(embeddings.text_ids, part.image_ids)
             text_rows = texts.nonzero().squeeze(1)
             image_rows = torch.isin(embeddings.image_ids, embeddings.text_ids[text_rows]).nonzero().squeeze(1)
-            texts_embeds, images_embeds = embeddings.text_embeds[text_rows], embeddings.image_embeds[image_rows]
+            text_embeds, image_embeds = embeddings.text_embeds[text_rows], embeddings.image_embeds[image_rows]
             if direction == "image_to_text":
-                items = text_rows[top_candidates(images_embeds, texts_embeds, depth)]
-                yield direction, language, _Candidates(dual, image_rows, items, embeddings.text_ids[items])
+                best, by_order = _best(image_embeds, text_embeds, depth)
+                items = text_rows[best]
+                yield direction, language, _Candidates(dual, image_rows, items, embeddings.text_ids[items], by_order)
             else:
-                items = image_rows[top_candidates(texts_embeds, images_embeds, depth)]
-                yield direction, language, _Candidates(dual, text_rows, items, embeddings.image_ids[items])
+                best, by_order = _best(text_embeds, image_embeds, depth)
+                items = image_rows[best]
+                yield direction, language, _Candidates(dual, text_rows, items, embeddings.image_ids[items], by_order)
+
+
+def _best(queries: Tensor, gallery: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """The candidates, and which of them are as similar as an item that is left out."""
+    best = top_candidates(queries, gallery, min(depth + 1, len(gallery)))
+    rows = torch.arange(len(queries)).repeat_interleave(best.shape[1])
+    similarity = pair_similarity(queries, gallery, rows, best.flatten()).view(best.shape)
+    if best.shape[1] == depth:
+        return best, torch.zeros_like(best, dtype=torch.bool)
+    return best[:, :depth], similarity[:, :depth] == similarity[:, depth:]
 
 
 def _pairs(of: _Candidates, direction: Direction, embeddings: Embeddings) -> Tensor:
@@ -127,37 +148,30 @@ def _pairs(of: _Candidates, direction: Direction, embeddings: Embeddings) -> Ten
     return texts * len(embeddings.image_ids) + images
 
 
-def _similarities(embeddings: Embeddings, pairs: Tensor) -> Tensor:
-    texts, images = pairs // len(embeddings.image_ids), pairs % len(embeddings.image_ids)
-    parts = [
-        (embeddings.text_embeds[texts[some]] * embeddings.image_embeds[images[some]]).sum(1)
-        for some in torch.split(torch.arange(len(pairs)), PAIRS_AT_ONCE)
-    ]
-    return torch.cat(parts)
-
-
 def _reordered(of: _Candidates, scores: Tensor) -> LanguageRanks:
     ids = of.dual.image_ids
     before = RankCounts(of.dual.ranks - 1 - of.dual.ties, of.dual.ties)
-    counts = reranked_counts(before, scores, of.item_ids == ids[:, None])
+    is_within = of.dual.ranks <= scores.shape[1]  # and so are all ties of the best positive
+    counts = reranked_counts(before, scores, (of.item_ids == ids[:, None]) & is_within[:, None])
     best = scores == scores.amax(1, keepdim=True)
     lowest = of.item_ids.masked_fill(~best, torch.iinfo(torch.int64).max).amin(1)
     highest = of.item_ids.masked_fill(~best, -1).amax(1)
-    first = torch.where(lowest == highest, lowest, -1)
+    first = torch.where((lowest == highest) & ~(best & of.by_order).any(1), lowest, -1)
     return LanguageRanks(ids, 1 + counts.ahead + counts.tied, of.dual.gallery, counts.tied, first)
 
 
 @torch.no_grad()
 def _match_scores(retriever: Retriever, embeddings: Embeddings, pairs: Tensor, reader: SplitReader) -> Tensor:
     """Log-odds of a match for each pair, (P,) float32; the devices share the work, and each gets all scores."""
-    scores = torch.zeros(len(pairs))
+    scores = torch.zeros(len(pairs), dtype=torch.float32)
     numbers = reader.caption_numbers(embeddings.text_languages, embeddings.text_ids, embeddings.text_numbers)
     lengths = reader.caption_lengths()[numbers]
     texts, images = pairs // len(embeddings.image_ids), pairs % len(embeddings.image_ids)
+    wanted, place = torch.unique(images, return_inverse=True)  # images without a caption are nobody's candidates
     rank, world_size = distributed.rank(), distributed.world_size()
     with progress("re-ranking", "pairs", total=len(pairs), is_shown=rank == 0) as advance:
-        for start, kept in _kept_images(retriever, embeddings, reader):
-            chosen = ((images >= start) & (images < start + len(kept[0].keys))).nonzero().squeeze(1)
+        for start, kept in _kept_images(retriever, embeddings.image_ids[wanted], reader):
+            chosen = ((place >= start) & (place < start + len(kept[0].keys))).nonzero().squeeze(1)
             rows, counts = torch.unique_consecutive(texts[chosen], return_counts=True)  # pairs are sorted by caption
             begins = counts.cumsum(0) - counts
             shortest_first = lengths[rows].argsort(stable=True)
@@ -167,32 +181,38 @@ def _match_scores(retriever: Retriever, embeddings: Embeddings, pairs: Tensor, r
                 caption = torch.arange(len(batch)).repeat_interleave(counts[batch])
                 within = torch.arange(len(caption)) - (counts[batch].cumsum(0) - counts[batch])[caption]
                 of_batch = chosen[begins[batch][caption] + within]
-                scores[of_batch] = _fused_scores(retriever, captions, caption, images[of_batch] - start, kept)
+                scores[of_batch] = _fused_scores(retriever, captions, caption, place[of_batch] - start, kept)
                 advance(len(of_batch) * world_size)
+            del kept  # before the next ones are put together
     return distributed.total(scores.to(retriever.log_logit_scale.device)).cpu()
 
 
 def _kept_images(
-    retriever: Retriever, embeddings: Embeddings, reader: SplitReader
+    retriever: Retriever, image_ids: Tensor, reader: SplitReader
 ) -> Iterator[tuple[int, list[KeysValues]]]:
-    """The first row and the keys and values of some images after others, as many at a time as ``KEPT_BYTES`` hold."""
+    """The number of the first, and keys and values, of some images after others, as many as ``KEPT_BYTES`` hold."""
     fusion = retriever.fusion
     assert fusion is not None
     start, size, kept = 0, 0, list[list[KeysValues]]()
-    for batch in reader.images([ids.tolist() for ids in torch.split(embeddings.image_ids, IMAGES_AT_ONCE)]):
+    for batch in reader.images([ids.tolist() for ids in torch.split(image_ids, IMAGES_AT_ONCE)]):
         of_batch = fusion.keys_values(retriever.encode_image(batch.images).states)
         of_batch_bytes = sum(tensor.nbytes for layer in of_batch for tensor in layer)
         if kept and size + of_batch_bytes > KEPT_BYTES:
+            count = sum(len(layers[0].keys) for layers in kept)
             yield start, _joined(kept)
-            start, size, kept = start + sum(len(layers[0].keys) for layers in kept), 0, []
+            start, size = start + count, 0
         kept.append(of_batch)
         size += of_batch_bytes
     yield start, _joined(kept)
 
 
-def _joined(kept: Sequence[Sequence[KeysValues]]) -> list[KeysValues]:
-    layers = zip(*kept, strict=True)
-    return [KeysValues(*(torch.cat(tensors) for tensors in zip(*layer, strict=True))) for layer in layers]
+def _joined(kept: list[list[KeysValues]]) -> list[KeysValues]:
+    """The batches as one; the list of them is left empty, so that nothing is held twice."""
+    layers = [
+        KeysValues(*(torch.cat(tensors) for tensors in zip(*layer, strict=True))) for layer in zip(*kept, strict=True)
+    ]
+    kept.clear()
+    return layers
 
 
 def _fused_scores(
@@ -207,13 +227,15 @@ def _fused_scores(
     for pairs in torch.split(torch.arange(len(caption)), PAIRS_AT_ONCE):
         some, of_some = torch.unique_consecutive(caption[pairs], return_inverse=True)
         length = int(lengths[some].max())
-        rows, device = image[pairs].to(states.device), states.device
+        device = states.device
         first = fusion.first_states(
             states[some.to(device), :length],
             captions.attention_mask[some.to(device), :length],
             of_some.to(device),
-            [KeysValues(of.keys[rows], of.values[rows]) for of in kept],
+            kept,
+            image[pairs].to(device),
         )
-        logits = retriever.matching_head(first[:, None]).float()
+        with torch.autocast(device.type, enabled=False):  # whose few bits would make ties of different scores
+            logits = retriever.matching_head(first[:, None].to(retriever.matching_head.output.weight.dtype)).float()
         scores.append((logits[:, 1] - logits[:, 0]).cpu())
     return torch.cat(scores)

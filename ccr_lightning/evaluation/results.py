@@ -52,8 +52,8 @@ def results_document(
 
     Returns:
         ``format``, ``dataset``, ``split``, ``left_out``, ``ranking``, ``protocol`` (without re-ranking for the dual
-        encoder), ``checkpoint`` (its ``path`` and ``sha256``), ``seed``, what ``made_of`` has, ``versions`` (None for a
-        package that is not installed), then the scores.
+        encoder, without text-to-text for the other), ``checkpoint`` (its ``path`` and ``sha256``), ``seed``, what
+        ``made_of`` has, ``versions`` (None for a package that is not installed), then the scores.
 
     Raises:
         CCRError: If the checkpoint cannot be read.
@@ -65,15 +65,14 @@ def results_document(
         >>> document["checkpoint"], document["ranking"], document["protocol"]["rerank_depth"]
         ({'path': None, 'sha256': None}, 'dual_encoder', 0)
     """
-    if ranking == "dual_encoder":
-        protocol = replace(protocol, rerank_depth=0)
+    not_done: dict[str, Any] = {"rerank_depth": 0} if ranking == "dual_encoder" else {"text_to_text": False}
     return {
         "format": FORMAT,
         "dataset": dataset,
         "split": split,
         "left_out": dict(left_out),
         "ranking": ranking,
-        "protocol": asdict(protocol),
+        "protocol": asdict(replace(protocol, **not_done)),
         "checkpoint": {
             "path": None if checkpoint is None else str(checkpoint),
             "sha256": None if checkpoint is None else _sha256(checkpoint),

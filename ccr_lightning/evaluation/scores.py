@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -134,11 +134,11 @@ class _Aggregates:
         self.gap = pivot - self.of_language  # (..., languages)
 
 
-class _Drawn:
-    """What the bootstrap samples find: recalls (S, directions, languages, cut-offs), and means over images (S, M)."""
+class _Drawn(NamedTuple):
+    """What the bootstrap samples find."""
 
-    def __init__(self, recalls: Array, per_image: Array) -> None:
-        self.recalls, self.per_image = recalls, per_image
+    recalls: Array  # (S, directions, languages, cut-offs)
+    per_image: Array  # (S, M), means over images
 
 
 def _draw(hits: Array, queries: Array, per_image: Array, resamples: int) -> _Drawn:
@@ -161,6 +161,8 @@ def _draw(hits: Array, queries: Array, per_image: Array, resamples: int) -> _Dra
 
 def _present(ranks: Ranks, languages: Sequence[str]) -> list[int]:
     present = sorted(set().union(*ranks.values()))
+    if any(set(by_language) != set(present) for by_language in ranks.values()):
+        raise CCRError(f"some of the languages {present} have no ranks in one direction: rank both directions.")
     if not present or present[0] < 0 or present[-1] >= len(languages):
         raise CCRError(
             f"the ranks are of the languages {present}, but the names are {list(languages)}: pass ranks of at least "
@@ -260,6 +262,9 @@ class _Consistency:
         self.per_image = np.full((len(images), len(self.statistics) * len(DIRECTIONS)), np.nan)
         self.reason: str | None = None
         chosen = [index for index, name in zip(present, names, strict=True) if name in self.languages]
+        described = [torch.unique(ranks["image_to_text"][index].image_ids) for index in chosen]
+        _, languages_of_image = torch.unique(torch.cat(described), return_counts=True)
+        self.left_out = int((languages_of_image < len(chosen)).sum())
         if len(chosen) < 2:
             self.reason = "a single language has nothing to be consistent with"
         elif not parallel:
@@ -270,14 +275,14 @@ class _Consistency:
         self.instances = int((~np.isnan(self.per_image[:, 0])).sum())
         if self.reason is None and not self.instances:
             self.reason = "no image has a caption in each of the languages"
-        described = torch.cat([of.image_ids for by in ranks.values() for index, of in by.items() if index in chosen])
-        self.left_out = len(torch.unique(described)) - self.instances
 
     def _measure(self, of: Sequence[LanguageRanks], images: torch.Tensor, place: int) -> None:
         ids, aligned = align_ranks([one.image_ids for one in of], [one.ranks for one in of])
         if not len(ids):
             return
         firsts = [one.first for one in of if one.first is not None]
+        if len(firsts) < len(of):
+            raise CCRError("the ranks have no first results, which agreement needs: rank with_first=True.")
         values = [rank_spread(aligned, statistic) for statistic in _SPREADS.values()]
         values.append(first_agreement([one.image_ids for one in of], firsts)[1])
         rows = torch.searchsorted(images, ids).cpu().numpy()

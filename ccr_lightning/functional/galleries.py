@@ -45,7 +45,9 @@ class Embeddings(_Embeddings):
         text_numbers: Tensor,
     ) -> Embeddings:
         """Restores the axes of single items: ``Metric.compute`` squeezes every tensor of one element."""
-        images, texts = (embeds if embeds.ndim == 2 else embeds.reshape(1, 1) for embeds in (image_embeds, text_embeds))
+        images, texts = (
+            embeds.reshape(1, 1) if embeds.numel() == 1 else embeds for embeds in (image_embeds, text_embeds)
+        )
         of_texts = (values.reshape(-1) for values in (text_ids, text_languages, text_numbers))
         return super().__new__(cls, images, image_ids.reshape(-1), texts, *of_texts)
 

@@ -74,8 +74,8 @@ def _check_ids(side: str, ids: Tensor, embeds: Tensor) -> None:
         )
 
 
-def _similarity(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Dot products of the pairs (rows[i], columns[i]), (N,) float64.
+def pair_similarity(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Dot products of the pairs (queries[rows[i]], gallery[columns[i]]), (N,) float64: what every rank is decided by.
 
     Adds up halves element by element: one order that depends on the width alone, on every device and for any N, which
     ``sum`` does not promise. So equal embeddings get equal values, to the last bit.
@@ -93,7 +93,7 @@ def _similarity(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor)
 
 
 def _band(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Bound of |cell of queries @ gallery.T - ``_similarity``| for any order of summation, (Q,) float64.
+    """Bound of |cell of queries @ gallery.T - ``pair_similarity``| for any order of summation, (Q,) float64.
 
     A dot product of width D with unit roundoff u errs by at most gamma = D u / (1 - D u) times the product of the
     norms (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); 1 % more covers the rounding of the
@@ -109,7 +109,7 @@ def _band(queries: Tensor, gallery: Tensor) -> Tensor:
 
 
 def _best_positive(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
-    """``_similarity`` of each query and the best gallery item of its id, (Q,) float64."""
+    """``pair_similarity`` of each query and the best gallery item of its id, (Q,) float64."""
     by_id = gallery_ids.argsort(stable=True)
     sorted_ids = gallery_ids[by_id]
     first = torch.searchsorted(sorted_ids, query_ids)
@@ -123,7 +123,7 @@ def _best_positive(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_
     best = torch.full_like(count, -torch.inf, dtype=torch.float64)
     for nth in range(int(count.max())):
         rows = (count > nth).nonzero().squeeze(1)
-        best[rows] = best[rows].maximum(_similarity(queries, gallery, rows, by_id[first[rows] + nth]))
+        best[rows] = best[rows].maximum(pair_similarity(queries, gallery, rows, by_id[first[rows] + nth]))
     return best
 
 
@@ -181,7 +181,7 @@ def rank_counts(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Tensor,
             query, item = query + rows.start, item + columns.start
             rival = query_ids[query] != gallery_ids[item]
             query, item = query[rival], item[rival]
-            similarity = _similarity(queries, gallery, query, item)
+            similarity = pair_similarity(queries, gallery, query, item)
             ahead.index_add_(0, query, (similarity > best[query]).long())
             tied.index_add_(0, query, (similarity == best[query]).long())
     return RankCounts(ahead, tied)
@@ -244,7 +244,7 @@ def first_results(query_embeds: Tensor, gallery_embeds: Tensor, gallery_ids: Ten
             # The most similar item reaches the largest cell less one band, so its own cell is within two of it.
             least = _round_down(cells.amax(1, keepdim=True).double() - 2 * band[rows], cells.dtype)
             query, item = (~(cells < least)).nonzero(as_tuple=True)
-            similarity = _similarity(queries[rows], gallery, query, item)
+            similarity = pair_similarity(queries[rows], gallery, query, item)
             best = torch.full((len(cells),), -torch.inf, dtype=torch.float64, device=cells.device)
             best.scatter_reduce_(0, query, similarity, "amax")
             shared = similarity == best[query]
@@ -292,7 +292,7 @@ def top_candidates(query_embeds: Tensor, gallery_embeds: Tensor, n: int) -> Tens
             enough = int((~(cells < _round_down(nth - 2 * band[rows], cells.dtype))).sum(1).max())
             columns = cells.topk(enough).indices.sort().values
             query = torch.arange(len(queries), device=queries.device)[rows].repeat_interleave(enough)
-            similarity = _similarity(queries, gallery, query, columns.flatten()).view(columns.shape)
+            similarity = pair_similarity(queries, gallery, query, columns.flatten()).view(columns.shape)
             best_first = similarity.sort(dim=1, descending=True, stable=True).indices
             chosen.append(columns.gather(1, best_first[:, :n]))
     return torch.cat(chosen)

@@ -75,7 +75,12 @@ class FusionEncoder(nn.Module):
         return packing.pad(fused)
 
     def first_states(
-        self, text_states: Tensor, attention_mask: Tensor, caption: Tensor, image: Sequence[KeysValues]
+        self,
+        text_states: Tensor,
+        attention_mask: Tensor,
+        caption: Tensor,
+        images: Sequence[KeysValues],
+        image: Tensor,
     ) -> Tensor:
         """The first fused state of N pairs, all that matching needs of them, in about four fifths of the work.
 
@@ -86,7 +91,8 @@ class FusionEncoder(nn.Module):
             text_states: (M, L, C), of M captions.
             attention_mask: (M, L) bool, True for tokens.
             caption: (N,) integers, which of them each pair has.
-            image: The :meth:`keys_values` of the pairs' images, N rows.
+            images: The :meth:`keys_values` of I images.
+            image: (N,) integers, which of them each pair has; only in the layer at work they are copied pair by pair.
 
         Returns:
             (N, C), up to rounding the first states of :meth:`attend`.
@@ -94,20 +100,26 @@ class FusionEncoder(nn.Module):
         Example:
             >>> fusion = FusionEncoder(8, layers=2, heads=2, feed_forward_size=32, image_width=6).eval()
             >>> text_states, mask = torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool)
-            >>> caption, image = torch.tensor([0, 1, 1]), fusion.keys_values(torch.randn(3, 5, 6))
-            >>> first = fusion.first_states(text_states, mask, caption, image)
-            >>> torch.testing.assert_close(first, fusion.attend(text_states[caption], mask[caption], image)[:, 0])
+            >>> caption, image, image_states = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), torch.randn(2, 5, 6)
+            >>> first = fusion.first_states(text_states, mask, caption, fusion.keys_values(image_states), image)
+            >>> fused = fusion(text_states[caption], mask[caption], image_states[image])
+            >>> torch.testing.assert_close(first, fused[:, 0])
         """
         layers = cast("list[CrossTransformerLayer]", list(self.layers))
+
+        def of_pairs(number: int) -> KeysValues:
+            return KeysValues(images[number].keys[image], images[number].values[image])
+
         of_captions = Packing(attention_mask)
         attended = layers[0].attention.attend_self(of_captions.pack(text_states), of_captions)
         packing = Packing(attention_mask[caption])
         if len(layers) == 1:
-            return layers[0].look(attended[of_captions.starts[caption]], packing.of_first, image[0])
-        states = layers[0].look(packing.pack(of_captions.pad(attended)[caption]), packing, image[0])
-        for layer, keys_values in zip(layers[1:-1], image[1:-1], strict=True):
-            states = layer(states, packing, keys_values)
-        return layers[-1].look(layers[-1].attention.attend_self_first(states, packing), packing.of_first, image[-1])
+            return layers[0].look(attended[of_captions.starts[caption]], packing.of_first, of_pairs(0))
+        states = layers[0].look(packing.pack(of_captions.pad(attended)[caption]), packing, of_pairs(0))
+        for number, layer in enumerate(layers[1:-1], 1):
+            states = layer(states, packing, of_pairs(number))
+        last = layers[-1]
+        return last.look(last.attention.attend_self_first(states, packing), packing.of_first, of_pairs(len(layers) - 1))
 
     def forward(self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
         """Fuses N captions with N images, pair by pair.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
+from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.models.retriever import Retriever
 
 if TYPE_CHECKING:
@@ -46,6 +47,28 @@ def check_mrv_languages(mrv_languages: Sequence[str] | None, data: CaptionDataMo
         raise CCRError(
             f"model.protocol.mrv_languages names {unknown[0]!r}, which is not among the data's languages "
             f"{', '.join(data.languages)}: remove it."
+        )
+
+
+def check_galleries(protocol: EvaluationProtocol, data: CaptionDataModule) -> None:
+    """Checks before anything is encoded that the test split can be cut into folds and has galleries to re-rank.
+
+    Raises:
+        CCRError: If not.
+    """
+    images, galleries = data.gallery_sizes("test")
+    if images < 2:
+        raise CCRError("the test split has one image only, and nothing to rank it against: give it two or more.")
+    if images % protocol.folds:
+        raise CCRError(
+            f"the test split has {images} images, which cannot be split into {protocol.folds} equal folds: choose "
+            "another number of model.protocol.folds."
+        )
+    language, smallest = min(galleries.items(), key=lambda item: item[1])
+    if protocol.rerank_depth > smallest:
+        raise CCRError(
+            f"model.protocol.rerank_depth is {protocol.rerank_depth}, but the gallery of {language!r} has {smallest} "
+            f"items: give at most {smallest}."
         )
 
 

@@ -24,7 +24,7 @@ from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
-from ccr_lightning.training.checks import check_mrv_languages, check_pivot, check_tokenizer
+from ccr_lightning.training.checks import check_galleries, check_mrv_languages, check_pivot, check_tokenizer
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
@@ -128,6 +128,8 @@ class RetrievalModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Checks the settings against the data, and freezes what no loss reaches."""
         check_mrv_languages(self.protocol.mrv_languages, self._data)
+        if stage == "test" and not self._is_trial:
+            check_galleries(self.protocol, self._data)
         if stage == "fit":
             if self.contrastive.objective == "english_pivot":
                 check_pivot(self.contrastive.pivot_language, self._data)
@@ -144,6 +146,11 @@ class RetrievalModule(LightningModule):
         if data is None:
             raise CCRError("RetrievalModule takes languages and tokeniser from a CaptionDataModule: pass datamodule=.")
         return data
+
+    @property
+    def _is_trial(self) -> bool:
+        """Whether this is a trial of a few batches, of which nothing can be scored."""
+        return bool(getattr(self.trainer, "fast_dev_run", False))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the batch's draws a function of (seed, epoch, batch, rank), so that a resumed run repeats them."""
@@ -248,13 +255,17 @@ class RetrievalModule(LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
-        """Scores the validation split with the test's own code."""
-        self.results = self._score("val", self.embeddings.compute())
+        """Scores the validation split with the test's own code; a trial of some batches has nothing to score."""
+        if not self._is_trial:
+            protocol = replace(self.protocol, folds=1, text_to_text=False)
+            self.results = self._score("val", self.embeddings.compute(), protocol)
 
     def on_test_epoch_end(self) -> None:
-        """Scores the test split, and once more after re-ranking if asked for."""
+        """Scores the test split, and once more after re-ranking if asked for; not in a trial of some batches."""
+        if self._is_trial:
+            return
         embeddings = self.embeddings.compute()
-        self.results = self._score("test", embeddings)
+        self.results = self._score("test", embeddings, self.protocol)
         if self.protocol.rerank_depth:
             self.reranked = self._score_reranked(embeddings)
 
@@ -276,14 +287,14 @@ class RetrievalModule(LightningModule):
                 caption_index=batch.caption_index,
             )
 
-    def _score(self, name: str, embeddings: Embeddings) -> dict[str, Any]:
-        protocol, parallel = self._protocol_of(embeddings), self._data.source.parallel
+    def _score(self, name: str, embeddings: Embeddings, protocol: EvaluationProtocol) -> dict[str, Any]:
+        protocol, parallel = self._for_languages_of(embeddings, protocol), self._data.source.parallel
         results = evaluate(embeddings, self._data.languages, protocol=protocol, parallel=parallel)
         self._log_results(name, results)
         return results
 
     def _score_reranked(self, embeddings: Embeddings) -> dict[str, Any]:
-        protocol = self._protocol_of(embeddings)
+        protocol = self.protocol
         reader = self._data.reader("test", self._prepare)
         with self.trainer.precision_plugin.forward_context():
             whole, *folds = rerank(
@@ -305,13 +316,13 @@ class RetrievalModule(LightningModule):
         normalized: ImageBatch | CaptionBatch = self._data.normalize(on_device)
         return normalized
 
-    def _protocol_of(self, embeddings: Embeddings) -> EvaluationProtocol:
-        """The protocol; a part of a split, in a trial, has a part of the languages."""
-        asked = self.protocol.mrv_languages
-        if asked is None:
-            return self.protocol
+    def _for_languages_of(self, embeddings: Embeddings, protocol: EvaluationProtocol) -> EvaluationProtocol:
+        """The protocol for the languages that were seen, which are a part of them if the batches were limited."""
+        if protocol.mrv_languages is None:
+            return protocol
         seen = {self._data.languages[index] for index in torch.unique(embeddings.text_languages).tolist()}
-        return replace(self.protocol, mrv_languages=[language for language in asked if language in seen])
+        languages = [language for language in protocol.mrv_languages if language in seen]
+        return replace(protocol, mrv_languages=languages or None)
 
     def _log_results(self, name: str, results: Mapping[str, Any]) -> None:
         logged = {f"{name}/mean_recall": results["mean_recall"]}

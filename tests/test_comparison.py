@@ -88,7 +88,7 @@ def test_csv_has_every_number(runs, capsys):
     assert main(["results", *runs, "--format", "csv"]) == 0
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     found = {row.pop("model"): {name: float(value) for name, value in row.items() if value} for row in table}
-    assert found.keys() == EXPECTED.keys()
+    assert list(found) == list(EXPECTED)
     for name, row in EXPECTED.items():
         assert found[name] == pytest.approx(row, rel=1e-12)
     assert list(table[0]) == [

@@ -36,7 +36,7 @@ def read_results(paths: Sequence[str | Path]) -> list[Result]:
     """
     found: list[Result] = []
     for path in map(Path, paths):
-        files = [path] if path.is_file() else sorted(path.glob("results*.json"))
+        files = [path] if path.is_file() else sorted(path.glob("results*.json"), key=lambda file: file.stem)
         read = [Result(file, _read(file)) for file in files]
         tests = [result for result in read if result.document["split"] == "test"]
         if not tests:

@@ -13,14 +13,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccr_lightning.evaluation.rerank import rerank
-from ccr_lightning.functional.galleries import Embeddings, LanguageRanks, ranks_by_language
+from ccr_lightning.functional.galleries import Direction, Embeddings, ranks_by_language
 from ccr_lightning.functional.retrieval import RankCounts, reranked_counts, top_candidates
 from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.fusion import FusionEncoder
@@ -30,7 +30,7 @@ from ccr_lightning.types import CaptionBatch, ImageBatch
 
 PADDED = 40  # tokens of a caption in the usual way
 LANGUAGES = 2
-SIZES = {"hidden_size": 256, "heads": 4, "feed_forward_size": 1024, "dropout": 0.0}
+SIZES: dict[str, Any] = {"hidden_size": 256, "heads": 4, "feed_forward_size": 1024, "dropout": 0.0}
 
 
 class Patches(nn.Module):
@@ -95,8 +95,8 @@ def retriever(layers: int) -> Retriever:
     """Return a model of small sizes with random weights, large enough that scores differ."""
     torch.manual_seed(0)
     image: Any = Patches(256)
-    text = TextEncoder(vocab_size=1000, layers=layers, max_positions=PADDED, **SIZES)  # type: ignore[arg-type]
-    fusion = FusionEncoder(layers=layers, image_width=256, **SIZES)  # type: ignore[arg-type]
+    text = TextEncoder(vocab_size=1000, layers=layers, max_positions=PADDED, **SIZES)
+    fusion = FusionEncoder(layers=layers, image_width=256, **SIZES)
     return Retriever(image, text, fusion).eval()
 
 
@@ -138,15 +138,16 @@ def usual_scores(model: Retriever, text_states: Tensor, mask: Tensor, image_stat
 @torch.no_grad()
 def usual_way(
     model: Retriever, split: Split, embeddings: Embeddings, depth: int, queries: int
-) -> tuple[dict[tuple[str, int], Tensor], float, int]:
+) -> tuple[dict[tuple[Direction, int], Tensor], float, int]:
     """Ranks of the first queries of each direction and language; CPU seconds and pairs of the re-ranking alone."""
     image_states = model.encode_image(split.pixels).states
     input_ids, mask = split.padded(range(len(split.tokens)), PADDED)
     text_states = model.encode_text(input_ids, mask).states
-    ranks, pairs, start = {}, 0, time.process_time()
+    ranks: dict[tuple[Direction, int], Tensor] = {}
+    pairs, start = 0, time.process_time()
     for language in range(LANGUAGES):
         texts = (embeddings.text_languages == language).nonzero().squeeze(1)
-        for direction in ("image_to_text", "text_to_image"):
+        for direction in get_args(Direction):
             dual = ranks_by_language(embeddings, direction)[language]
             images = embeddings.image_embeds
             sides = (images, embeddings.text_embeds[texts])
@@ -215,8 +216,7 @@ def main() -> None:
         counted.clear()
         (ranks,), seconds = _timed(lambda: rerank(model, embeddings, [embeddings], split, args.depth))
         for (direction, language), expected in usual.items():
-            of: LanguageRanks = ranks[direction][language]  # type: ignore[index]
-            if not torch.equal(of.ranks[: args.queries], expected):
+            if not torch.equal(ranks[direction][language].ranks[: args.queries], expected):
                 raise SystemExit("the two ways rank differently")
         floor = multiplications(split, model, all_pairs, sum(counted) / all_pairs, args.layers) / peak_rate()
         rates.append((usual_pairs / usual_seconds, all_pairs / seconds))

@@ -89,18 +89,13 @@ def gather_with_grad(tensor: Tensor) -> Tensor:
 def mean(tensor: Tensor) -> Tensor:
     """Mean of the tensors of all ranks, element by element, without gradient.
 
-    Every rank has to call it with the same shape and dtype. In a group of one it returns the input itself, detached.
+    Every rank has to call it with the same shape and dtype.
 
     Example:
         >>> mean(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
-    tensor = tensor.detach()
-    if world_size() == 1:
-        return tensor
-    tensor = tensor / world_size()
-    dist.all_reduce(tensor)
-    return tensor
+    return total(tensor.detach() / world_size())
 
 
 def total(tensor: Tensor) -> Tensor:

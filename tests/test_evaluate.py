@@ -293,9 +293,9 @@ def test_devices_find_what_one_process_finds_to_the_last_bit(world_size, tmp_pat
         assert found == alone
 
 
-@pytest.mark.parametrize("k", CUTOFFS)
-def test_recall_is_the_hit_rate_of_torchmetrics(k):
-    generator = torch.Generator().manual_seed(k)
+def without_ties(seed):
+    """30 images with three captions each, in one language, and what is found of them."""
+    generator = torch.Generator().manual_seed(seed)
     image_embeds, text_embeds = (
         torch.nn.functional.normalize(torch.randn(rows, 16, generator=generator), dim=1) for rows in (30, 90)
     )
@@ -303,6 +303,12 @@ def test_recall_is_the_hit_rate_of_torchmetrics(k):
     zeros = torch.zeros(90, dtype=torch.int64)
     embeddings = Embeddings(image_embeds, ids, text_embeds, text_ids, zeros, torch.arange(3).repeat(30))
     of = evaluate(embeddings, ["en"], protocol=EvaluationProtocol(resamples=0))["languages"]["en"]
+    return image_embeds, ids, text_embeds, text_ids, of
+
+
+@pytest.mark.parametrize("k", CUTOFFS)
+def test_recall_is_the_hit_rate_of_torchmetrics(k):
+    image_embeds, ids, text_embeds, text_ids, of = without_ties(seed=k)
     similarity = image_embeds @ text_embeds.T + 2  # its positives must score above zero
     for direction, rows, target in (
         ("image_to_text", similarity, ids[:, None] == text_ids),
@@ -315,14 +321,7 @@ def test_recall_is_the_hit_rate_of_torchmetrics(k):
 
 @pytest.mark.parametrize("k", CUTOFFS)
 def test_recall_is_that_of_clip_benchmark_where_nothing_ties(k):
-    generator = torch.Generator().manual_seed(10 + k)
-    image_embeds, text_embeds = (
-        torch.nn.functional.normalize(torch.randn(rows, 16, generator=generator), dim=1) for rows in (30, 90)
-    )
-    ids, text_ids = torch.arange(30), torch.arange(30).repeat_interleave(3)
-    zeros = torch.zeros(90, dtype=torch.int64)
-    embeddings = Embeddings(image_embeds, ids, text_embeds, text_ids, zeros, torch.arange(3).repeat(30))
-    of = evaluate(embeddings, ["en"], protocol=EvaluationProtocol(resamples=0))["languages"]["en"]
+    image_embeds, ids, text_embeds, text_ids, of = without_ties(seed=10 + k)
     scores, positive = text_embeds @ image_embeds.T, text_ids[:, None] == ids
     for direction, rows, pairs in (("text_to_image", scores, positive), ("image_to_text", scores.T, positive.T)):
         hits = batchify(clip_benchmark_recall_at_k, rows, pairs, 7, "cpu", k=k) > 0

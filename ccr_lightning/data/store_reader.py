@@ -63,6 +63,6 @@ class StoreReader:
     def _load(
         self, samples: Any, batches: Sequence[Sequence[int]], collate: Callable[[Any], _Batch]
     ) -> Iterator[_Batch]:
-        loader = DataLoader(samples, batch_sampler=batches, collate_fn=collate, **self._settings)  # type: ignore[arg-type]
-        for batch in loader:
+        sampler: Any = batches  # any iterable of lists will do
+        for batch in DataLoader(samples, batch_sampler=sampler, collate_fn=collate, **self._settings):
             yield self._prepare(batch)

@@ -47,13 +47,13 @@ def read_results(paths: Sequence[str | Path]) -> list[Result]:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = document.get("format")
     except (OSError, ValueError, AttributeError) as error:
         raise CCRError(f"{file}: cannot be read as results ({error}); name the folder of a run.") from error
     if version != FORMAT:
         raise CCRError(f"{file}: these results are of another version of this package; run ccr test again.")
-    return document  # type: ignore[no-any-return]
+    return document
 
 
 def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]]:

@@ -47,8 +47,8 @@ def results_document(
         protocol: How it was scored.
         checkpoint: File of the weights; None if they were not loaded from one.
         seed: The seed of the run.
-        made_of: Hashes and settings of the ``data``, the ``model``, the ``tokenizer`` and the ``transform``, and what
-            it ran on.
+        made_of: The ``source``, hashes and settings of the ``data``, the ``model``, the ``tokenizer`` and the
+            ``transform``, and what it ran on.
 
     Returns:
         ``format``, ``dataset``, ``split``, ``left_out``, ``ranking``, ``protocol`` (without re-ranking for the dual

@@ -82,8 +82,8 @@ class Split:
             mask[place, : len(self.tokens[row])] = True
         return input_ids, mask
 
-    def caption_numbers(self, languages: Tensor, image_ids: Tensor, numbers: Tensor) -> Tensor:
-        """Return the number of each caption in the split."""
+    def caption_rows(self, languages: Tensor, image_ids: Tensor, caption_index: Tensor) -> Tensor:
+        """Return the row of each caption in the split."""
         return languages * len(self.pixels) + image_ids
 
     def caption_lengths(self) -> Tensor:

@@ -1,13 +1,16 @@
 """Fixtures that several test files share."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+from published_layouts import WRITERS, in_languages
 
 COLOURS = {
     "en": ["red", "green", "blue", "yellow", "black", "orange", "purple", "brown", "pink", "grey"],
@@ -125,3 +128,39 @@ def tiny_config() -> Callable[[dict[str, Any], Path], dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[str, list[Any]]:
+    """Some of the built-in pictures by split: 8 of train, 4 of val, 20 of test."""
+    from ccr_lightning.data.sources.openmoji import OpenMoji
+
+    source = OpenMoji(image_size=24)
+    return {
+        split: list(islice(source.records(split), count)) for split, count in {"train": 8, "val": 4, "test": 20}.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., dict[str, Any]], pictures: dict[str, list[Any]]
+) -> Path:
+    """The folder of the run of a tiny model, trained for an epoch on pictures with captions in en, de and ja."""
+    from ccr_lightning.cli.main import main
+
+    home = tmp_path_factory.mktemp("home")
+    languages = ("en", "de", "ja")
+    records = {split: [in_languages(record, languages) for record in of] for split, of in pictures.items()}
+    config = tiny_config(WRITERS["jsonl"](home / "data", languages, records).init_args, home / "cache")
+    config["trainer"]["max_epochs"] = 1
+    config["data"] |= {"languages_per_step": 2, "required_languages": ["en"]}
+    config["model"]["protocol"] = {"mrv_languages": ["en", "de"], "rerank_by": "matching_and_similarity"}
+    for part in (config["data"]["tokenizer"], config["model"]["retriever"]["init_args"]["text_encoder"]):
+        part["init_args"]["vocab_size"] = 1000
+    (home / "tiny.yaml").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ccr"])
+        for logger in ("lightning.pytorch", "lightning.fabric"):
+            patch.setattr(logging.getLogger(logger), "level", logging.WARNING)
+        assert main(["fit", "--config", str(home / "tiny.yaml"), "--runs_dir", str(home / "runs")]) == 0
+    return home / "runs" / "tiny"

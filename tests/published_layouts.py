@@ -8,6 +8,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +30,23 @@ class Layout(NamedTuple):
     def source(self, **init_args: Any) -> Any:
         module, _, name = self.class_path.rpartition(".")
         return getattr(import_module(module), name)(**self.init_args | init_args)
+
+
+def in_languages(record: ImageCaptions, languages: Sequence[str], times: int = 1) -> ImageCaptions:
+    """The record with a caption in each language, several times; where there is none, the English with its code."""
+    captions = {
+        language: record.captions.get(language, (f"{record.captions['en'][0]} {language}",)) * times
+        for language in languages
+    }
+    return replace(record, captions=captions)
+
+
+def init_arguments(init_args: Mapping[str, Any]) -> list[str]:
+    """The arguments of a command that give the source these settings."""
+    return [
+        f"--data.source.init_args.{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in init_args.items()
+    ]
 
 
 Writer = Callable[[Path, Sequence[str], Records], Layout]

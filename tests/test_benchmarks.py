@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
+import socket
 import subprocess
 import sys
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import yaml
-from published_layouts import WRITERS
+from published_layouts import WRITERS, in_languages, init_arguments
 
 from ccr_lightning.cli.main import main
-from ccr_lightning.data.sources.openmoji import OpenMoji
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "test"
 LAYOUTS = {  # by the name of the configuration
@@ -32,7 +29,7 @@ LAYOUTS = {  # by the name of the configuration
     "xtd": "xtd",
     "xm3600": "xm3600",
 }
-IMAGES = {"train": 8, "val": 4, "test": 20}
+IMAGES = 20  # of the test split
 
 
 def settings_of(name):
@@ -53,51 +50,18 @@ OTHERS = {  # of sources that have all of theirs by default
 }
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    source = OpenMoji(image_size=24)
-    return {split: list(islice(source.records(split), count)) for split, count in IMAGES.items()}
-
-
 def selected(records, languages, name):
-    """The names of the pictures in the languages; where there is none, the English one with the language's code."""
-
-    def caption(record, language):
-        return record.captions.get(language, (f"{record.captions['en'][0]} {language}",))
+    """Captions as the benchmark has them: of WIT, an image has some of the languages; of COCO, five in each."""
 
     def of(place, record):
         chosen = languages[place % len(languages) :: 5] if name == "wit" else languages
-        texts = {language: caption(record, language) * (5 if name == "coco" else 1) for language in chosen}
-        return replace(record, captions=texts)
+        return in_languages(record, chosen, 5 if name == "coco" else 1)
 
     return [of(place, record) for place, record in enumerate(records)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_config, pictures):
-    """The run of a tiny model, trained for an epoch."""
-    home = tmp_path_factory.mktemp("home")
-    languages = ("en", "de", "ja")
-    layout = WRITERS["jsonl"](
-        home / "data", languages, {split: selected(of, languages, "jsonl") for split, of in pictures.items()}
-    )
-    config = tiny_config(layout.init_args, home / "cache")
-    config["trainer"]["max_epochs"] = 1
-    config["data"] |= {"languages_per_step": 2, "required_languages": ["en"]}
-    config["model"]["protocol"] = {"mrv_languages": ["en", "de"], "rerank_by": "matching_and_similarity"}
-    for part in (config["data"]["tokenizer"], config["model"]["retriever"]["init_args"]["text_encoder"]):
-        part["init_args"]["vocab_size"] = 1000
-    (home / "tiny.yaml").write_text(json.dumps(config))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ccr"])
-        for logger in ("lightning.pytorch", "lightning.fabric"):
-            patch.setattr(logging.getLogger(logger), "level", logging.WARNING)
-        assert main(["fit", "--config", str(home / "tiny.yaml"), "--runs_dir", str(home / "runs")]) == 0
-    return home / "runs" / "tiny"
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory, run, pictures):
+def command(tmp_path_factory, trained_run, pictures):
     """A function that returns the arguments of ``ccr test`` for a configuration, with the paths of small data."""
     written = {}
 
@@ -110,11 +74,8 @@ def command(tmp_path_factory, run, pictures):
         init_args = {**written[name].init_args, "languages": languages_of(name)}
         if LAYOUTS[name] == "multi30k-task1":
             init_args["splits"] = {"test": "test_2016_flickr"}  # the layout of all of them
-        given = [
-            f"--data.source.init_args.{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in init_args.items()
-        ]
-        return ["test", "--ckpt_path", str(run), "--config", str(CONFIGS / f"{name}.yaml"), *given]
+        given = init_arguments(init_args)
+        return ["test", "--ckpt_path", str(trained_run), "--config", str(CONFIGS / f"{name}.yaml"), *given]
 
     return make
 
@@ -131,7 +92,7 @@ def check(document, name, out):
     """The numbers are of the data, as the configuration says, and the table's are those of the document."""
     languages, settings = languages_of(name), settings_of(name)
     assert list(document["languages"]) == languages
-    assert document["data"]["images"] == IMAGES["test"]
+    assert document["data"]["images"] == IMAGES
     asked = settings.get("model", {}).get("protocol", {})
     for key in ("mrv_languages", "folds"):
         assert document["protocol"][key] == asked.get(key, {"folds": 1}.get(key))
@@ -140,7 +101,7 @@ def check(document, name, out):
         assert document["mrv"]["reason"]
     else:
         assert document["mrv"]["languages"] == [of for of in languages if of in asked["mrv_languages"]]
-        assert document["mrv"]["instances"] == IMAGES["test"]
+        assert document["mrv"]["instances"] == IMAGES
     assert (document["folds"] is None) == (name != "coco")
     rows = {}
     for line in out.splitlines():
@@ -158,15 +119,16 @@ def check(document, name, out):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_on_one_process(name, command, tmp_path, capsys, monkeypatch, run):
+def test_on_one_process(name, command, tmp_path, capsys, monkeypatch, trained_run):
     monkeypatch.setattr(sys, "argv", ["ccr"])
     assert main([*command(name), "--runs_dir", str(tmp_path)]) == 0
-    document = json.loads((tmp_path / f"{run.name}-{name}" / "results.json").read_text(encoding="utf-8"))
+    folder = tmp_path / f"{trained_run.name}-{name}"
+    document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     check(document, name, capsys.readouterr().out)
     assert document["source"]["init_args"]["languages"] == languages_of(name)
-    assert main(["results", str(tmp_path / f"{run.name}-{name}"), "--format", "csv"]) == 0
+    assert main(["results", str(folder), "--format", "csv"]) == 0
     header, row = (line.split(",") for line in capsys.readouterr().out.splitlines())
-    assert row[0] == run.name
+    assert row[0] == trained_run.name
     if name == "xtd":
         recall = document["mean_recalls"]["text_to_image"]["recall@1"]
         assert float(row[header.index("xtd IR")]) == pytest.approx(100 * recall, rel=1e-12)
@@ -202,21 +164,119 @@ def test_protocols_that_do_not_fit_stop_before_anything_is_encoded(
     assert error.count("\n") == 1
 
 
-@pytest.mark.ddp
-@pytest.mark.parametrize("name", ["coco", "wit"])
-def test_two_processes_find_what_one_finds(name, command, tmp_path, run):
-    """The dual encoder's numbers and the re-ranked ones; embeddings are those of the same batches."""
-    documents = []
-    for devices in (1, 2):
-        place = [f"--runs_dir={tmp_path / str(devices)}", f"--trainer.devices={devices}"]
-        depth = 2 if name == "wit" else 4  # a language of WIT has few captions
-        how = [f"--model.protocol.rerank_depth={depth}", *(["--trainer.strategy=ddp"] if devices == 2 else [])]
-        ccr = [sys.executable, "-m", "ccr_lightning.cli.main", *command(name), *place, *how]
-        subprocess.run(ccr, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        folder = tmp_path / str(devices) / f"{run.name}-{name}"
-        documents.append(
-            [json.loads((folder / f"{kind}.json").read_text()) for kind in ("results", "results-reranked")]
+@pytest.fixture
+def own_copies(command, tmp_path):
+    """A function that writes configurations with the paths of small data in them."""
+
+    def write(*names):
+        files = []
+        for name in names:
+            settings = settings_of(name)
+            for argument in command(name)[5:]:
+                key, _, value = argument.removeprefix("--data.source.init_args.").partition("=")
+                settings["data"]["source"]["init_args"][key] = yaml.safe_load(value)
+            files.append(tmp_path / f"{name}.yaml")
+            files[-1].write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return list(map(str, files))
+
+    return write
+
+
+def test_several_in_one_call(own_copies, trained_run, tmp_path, capfd):
+    """Each has its results and a place in the table, where one that fails is missing."""
+    wit, coco = own_copies("wit", "coco")
+    settings = yaml.safe_load(Path(wit).read_text())
+    settings["data"]["source"]["init_args"]["annotations"] = "nowhere"
+    Path(wit).write_text(yaml.safe_dump(settings))
+    places = ["--runs_dir", str(tmp_path / "runs"), "--model.protocol.rerank_depth=4"]
+    assert main(["test", "--ckpt_path", str(trained_run), "--benchmarks", wit, coco, *places]) == 1
+    out, errors = capfd.readouterr()
+    assert re.findall(r"^\[\d of 2\] .*$", out, re.MULTILINE) == [f"[1 of 2] {wit}", f"[2 of 2] {coco}"]
+    first, last = errors.splitlines()
+    assert first.startswith("error: nowhere/test_ar.jsonl")
+    assert last == f"error: 1 of 2 have no results, for reasons shown above: {wit}."
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│ tiny")]
+    assert [row[0] for row in rows] == ["tiny", "tiny, re-ranked 4 by matching and similarity"]
+    for row, document in zip(rows, documents(tmp_path / "runs" / "tiny-coco"), strict=True):
+        assert row[1:] == [f"{100 * document['folds']['language_means'][language]:.2f}" for language in ("en", "ja")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "--benchmarks names no configuration: give some, such as configs/test/*.yaml."),
+        (("nowhere.yaml",), "nowhere.yaml: there is no such file; check the path."),
+        (("{xtd}", "{xtd}"), "--benchmarks: 2 files are called xtd, whose results would go to one folder: rename one."),
+        (("{xtd}", "--name", "x"), "--name is one folder: leave it out with --benchmarks, whose results go to "),
+    ],
+)
+def test_several_that_cannot_be(arguments, says, trained_run, capsys):
+    given = [argument.format(xtd=CONFIGS / "xtd.yaml") for argument in arguments]
+    assert main(["test", "--ckpt_path", str(trained_run), "--benchmarks", *given]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {says}")
+    assert error.count("\n") == 1
+
+
+RANK = """
+import json, sys
+from ccr_lightning.cli.main import main
+
+sys.argv = ["ccr"]
+sys.exit(max(main(arguments) for arguments in json.load(sys.stdin)))
+"""
+
+
+def documents(folder):
+    kinds = ("results", "results-reranked")
+    return [json.loads((folder / f"{kind}.json").read_text(encoding="utf-8")) for kind in kinds]
+
+
+def depth(name):
+    return f"--model.protocol.rerank_depth={2 if name == 'wit' else 4}"  # a language of WIT has few captions
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, command):
+    """The folder of what two real ranks found, started as torchrun does and testing each configuration in turn."""
+    folder = tmp_path_factory.mktemp("two")
+    how = [f"--runs_dir={folder}", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    commands = json.dumps([[*command(name), *how, depth(name)] for name in LAYOUTS])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK], stdin=subprocess.PIPE, text=True, env={**env, "LOCAL_RANK": str(rank)}
         )
-    for alone, together in zip(*documents, strict=True):
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write(commands)
+        rank.stdin.close()
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    return folder
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_two_ranks_find_what_one_finds(name, command, two_ranks, tmp_path, monkeypatch, trained_run):
+    """The dual encoder's numbers and the re-ranked ones; embeddings are those of the same batches."""
+    monkeypatch.setattr(sys, "argv", ["ccr"])
+    assert main([*command(name), "--runs_dir", str(tmp_path), depth(name)]) == 0
+    folder = f"{trained_run.name}-{name}"
+    for alone, together in zip(documents(tmp_path / folder), documents(two_ranks / folder), strict=True):
         assert (alone.pop("ran_on")["devices"], together.pop("ran_on")["devices"]) == (1, 2)
         assert alone == together
+
+
+@pytest.mark.ddp
+def test_the_command_starts_two_processes(command, tmp_path, trained_run, two_ranks):
+    how = [f"--runs_dir={tmp_path}", "--trainer.devices=2", "--trainer.strategy=ddp", depth("coco")]
+    ccr = [sys.executable, "-m", "ccr_lightning.cli.main", *command("coco"), *how]
+    subprocess.run(ccr, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folder = f"{trained_run.name}-coco"
+    assert documents(tmp_path / folder) == documents(two_ranks / folder)

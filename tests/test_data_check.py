@@ -410,7 +410,7 @@ def test_a_store_is_checked_with_its_files(clean, capsys, tmp_path):
         (["nowhere"], "nowhere: there is no such file or folder"),
         (["."], ".: no files *.jsonl and no store"),
         (["a.jsonl", "--splt", "x"], "unknown option '--splt'"),
-        (["a.yaml"], "a.yaml: cannot be read (No such file or directory)"),
+        (["a.yaml"], "a.yaml: there is no such file"),
         (["b.yaml"], "b.yaml: there is no data.source"),
         (["b.yaml", "--image_root", "."], "with a configuration, no other path and no --image_root"),
         (["b.yaml", "--data.source", "JsonLine"], "did you mean 'ccr_lightning.data.sources.jsonl.JsonLines'"),

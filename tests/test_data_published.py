@@ -414,6 +414,22 @@ def test_coco_with_the_splits_of_coco_cn(coco, tmp_path):
         next(source.records("test"))
 
 
+def test_coco_without_the_images_that_are_held_out(coco, tmp_path):
+    held_out = tmp_path / "held_out.txt"
+    write(held_out, lines("COCO_val2014_000000000002", "COCO_val2014_000000000003"))
+    source = Coco(**coco, held_out=[str(held_out)])
+    assert list(found(source, "train")) == ["COCO_train2014_000000000001.jpg"]
+    assert list(found(source)) == ["COCO_val2014_000000000003.jpg"]  # of train only
+    assert source.fingerprint("train") != Coco(**coco).fingerprint("train")
+    assert source.fingerprint("test") == Coco(**coco).fingerprint("test")
+    write(held_out, lines("COCO_val2014_000000000099"))
+    with pytest.raises(CCRError, match=r"held_out\.txt:1: the image 'COCO_val2014_000000000099\.jpg' is not in"):
+        next(source.records("train"))
+    held_out.unlink()
+    with pytest.raises(CCRError, match=r"held_out\.txt.* correct held_out"):
+        next(source.records("train"))
+
+
 def test_coco_errors(coco, tmp_path):
     with pytest.raises(CCRError, match=r"has no captions in de, only in en, ja, zh; choose"):
         Coco(**coco, languages=["de"])

@@ -408,6 +408,45 @@ def test_pretrained_file(tmp_path: Path) -> None:
     assert not any(isinstance(value, dict) for value in encoder.backbone.pretrained_cfg.values())
 
 
+def test_weights_for_images_of_another_size() -> None:
+    """Tables of relative positions are interpolated, what does not depend on the size is as it was."""
+    sizes = {"depths": [1, 1, 1, 1], "embed_dim": 16, "num_heads": [1, 2, 2, 2]}
+    small = ImageEncoder(SWIN, image_size=224, model_args=sizes)
+    large = ImageEncoder("swin_base_patch4_window12_384", image_size=384, model_args=sizes)
+    state = small.state_dict()
+    name = "backbone.layers.2.blocks.0.attn.relative_position_bias_table"
+    offsets = torch.cartesian_prod(torch.arange(-6.0, 7), torch.arange(-6.0, 7))
+    state[name] = torch.stack([torch.full((169,), 0.3), (-offsets.norm(dim=1) / 4).exp()], dim=1)  # constant; a peak
+    resampled = large.resample(state)
+    large.load_state_dict(resampled)
+    changed = {name for name, tensor in resampled.items() if tensor is not state[name]}
+    assert len(changed) == 4
+    assert all(name.endswith("relative_position_bias_table") for name in changed)
+    constant, peak = resampled[name].view(23, 23, 2).unbind(-1)
+    _same(constant, torch.full((23, 23), 0.3), 1e-6)
+    assert peak[11, 11].item() == pytest.approx(1, abs=1e-6)  # the offset of 0 stays where it was
+    for flipped in (peak.flip(0), peak.flip(1), peak.T):
+        _same(peak, flipped, 1e-5)
+    outwards = peak[11, 11:]
+    assert (outwards.diff() < 0).all()
+    assert outwards[-1].item() == pytest.approx(math.exp(-6 / 4), abs=1e-5)  # the farthest offset, too
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "test_convnext"])
+def test_weights_of_other_models_for_images_of_another_size(name: str) -> None:
+    sizes = {"model_args": {"depth": 1, "embed_dim": 32, "num_heads": 2}} if name.startswith("vit") else {}
+    small, large = (ImageEncoder(name, image_size=size, **sizes) for size in (64, 96))
+    state = small.state_dict()
+    large.load_state_dict(large.resample(state))
+    same = small.resample(state)
+    assert all(same[name] is tensor for name, tensor in state.items())
+
+
+def test_weights_of_another_architecture_are_not_resampled() -> None:
+    state = ImageEncoder("test_vit", image_size=160).state_dict()
+    assert ImageEncoder("test_convnext", image_size=64).resample(state) == state
+
+
 def test_pretrained_file_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(CCRError, match=r"missing\.pth: there is no such file"):
         _swin(pretrained_file=str(tmp_path / "missing.pth"))

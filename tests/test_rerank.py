@@ -79,12 +79,12 @@ class Reader:
             yield ImageBatch(torch.stack([self.pixels[i] for i in ids]), torch.tensor(ids))
 
     def captions(self, batches):
-        for numbers in batches:
-            yield caption_batch([self.split_captions[n] for n in numbers])
+        for rows in batches:
+            yield caption_batch([self.split_captions[row] for row in rows])
 
-    def caption_numbers(self, languages, image_ids, numbers):
+    def caption_rows(self, languages, image_ids, caption_index):
         keys = [(k, i, int(tokens[0])) for i, k, tokens in self.split_captions]
-        wanted = zip(languages.tolist(), image_ids.tolist(), numbers.tolist(), strict=True)
+        wanted = zip(languages.tolist(), image_ids.tolist(), caption_index.tolist(), strict=True)
         return torch.tensor([keys.index(key) for key in wanted])
 
     def caption_lengths(self):

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ccr_lightning._version import __version__
 from ccr_lightning.errors import CCRError
@@ -19,7 +18,7 @@ usage: ccr COMMAND [options]
 commands:
   fit         train a model, choose the best checkpoint on the validation split, test it
   validate    score a checkpoint on the validation split
-  test        score a checkpoint on the test split: recall per language and direction, MRV
+  test        score a checkpoint on the test split, or on benchmarks: recall per language and direction, MRV
   predict     write the embeddings of the test split's images and captions
   results     show the results of several runs side by side
   data        check, preview, build, shard and translate captioned images, without a model
@@ -51,14 +50,16 @@ _TRAINED = """\
 
 COMMAND_HELP = {
     "fit": f"""\
-usage: ccr fit --config CONFIG [--name NAME] [--resume auto|must|PATH] [settings]
+usage: ccr fit --config CONFIG [--init_from RUN] [--name NAME] [--resume auto|must|PATH] [settings]
 
 Trains a model and writes everything to runs/NAME/: config.yaml, checkpoints/best.ckpt (chosen on the validation split)
 and last.ckpt, metrics.csv, and, after testing the best checkpoint, results.json.
 
 options:
   -c, --config PATH     a configuration; several are merged, later ones win
-  --name NAME           name of the run (default: the name of the config file)
+  --init_from RUN       fine-tune: start from the weights of another run (its folder or a checkpoint), with its model,
+                        tokeniser and transform; see configs/finetune/ and docs/finetuning.md
+  --name NAME           name of the run (default: the name of the config file, RUN-CONFIG with --init_from)
   --runs_dir DIR        where runs lie (default: runs)
   --resume auto         continue the run from its last checkpoint if it has one, start it otherwise
   --resume must         continue the run, or stop if it has no checkpoint
@@ -66,8 +67,9 @@ options:
   --seed_everything N   seed of everything random (default: 0)
 
 {_SETTINGS}
-example:
+examples:
   ccr fit --config configs/pretrain.yaml --name my-run --model.masked_lm_weight 0
+  ccr fit --init_from runs/my-run --config configs/finetune/multi30k_en.yaml     (into runs/my-run-multi30k_en/)
 """,
     "validate": f"""\
 usage: ccr validate --ckpt_path PATH [settings]
@@ -78,18 +80,20 @@ options:
 {_TRAINED}
 {_SETTINGS}""",
     "test": f"""\
-usage: ccr test --ckpt_path PATH [settings]
+usage: ccr test --ckpt_path PATH [--config BENCHMARK | --benchmarks BENCHMARK...] [settings]
 
 Scores a checkpoint on the test split: recall@1, 5, 10 per language and direction, MRV and MRSD, with 95 % intervals.
 Prints a table and writes runs/NAME/results.json, and results-reranked.json with --model.protocol.rerank_depth.
 docs/evaluation.md defines every number.
 
 options:
-{_TRAINED}
+{_TRAINED}  --benchmarks PATH...  score several configurations, into RUN-CONFIG/ each, and show them in one table
+
 {_SETTINGS}
 examples:
   ccr test --ckpt_path runs/pretrain --model.protocol.rerank_depth 16     (also re-ranks the best 16 of each query)
   ccr test --ckpt_path runs/pretrain --config configs/test/xtd.yaml     (a benchmark; results in runs/pretrain-xtd/)
+  ccr test --ckpt_path runs/pretrain --benchmarks configs/test/multi30k_*.yaml     (several)
 """,
     "predict": f"""\
 usage: ccr predict --ckpt_path PATH [settings]
@@ -179,36 +183,15 @@ def _dispatch(args: list[str]) -> int:
     if len(args) == 1 or any(arg in ("-h", "--help") for arg in args[1:]):
         print(COMMAND_HELP[command], end="")
         return 0
-    if command != "fit":
-        args = _fill_in_run(args)
+    from ccr_lightning.cli import benchmarks
+    from ccr_lightning.cli.run_config import add_run_config, start_from_run
+
+    if command == "test" and benchmarks.is_asked_for(args):
+        return benchmarks.run(args)
+    args = start_from_run(args) if command == "fit" else add_run_config(args)
     from ccr_lightning.cli.training import run
 
     return run(["--help" if arg == "--help_all" else arg for arg in args])
-
-
-def _fill_in_run(args: list[str]) -> list[str]:
-    """Turns ``--ckpt_path RUN_FOLDER`` into its best checkpoint; adds the run's config and place unless given."""
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--ckpt_path=") else [arg])]
-    if "--ckpt_path" not in args[:-1]:
-        if any(arg in ("--help_all", "--print_config") for arg in args):
-            return args
-        raise CCRError(f"ccr {args[0]} needs --ckpt_path: a checkpoint or the folder of a run, such as runs/pretrain.")
-    place = args.index("--ckpt_path") + 1
-    path = Path(args[place])
-    if path.is_dir():
-        path = path / "checkpoints" / "best.ckpt"
-        if not path.is_file() and (last := path.with_name("last.ckpt")).is_file():
-            print(f"no validation ran, hence there is no best checkpoint: {last} is taken", flush=True)
-            path = last
-    if not path.is_file():
-        raise CCRError(f"--ckpt_path {args[place]}: there is no checkpoint at {path}; check the path.")
-    args[place] = str(path)
-    run = path.parent.parent
-    if len(path.parts) < 3 or ".." in path.parts:  # the name of the run is in none of them
-        run = path.absolute().resolve().parent.parent
-    from ccr_lightning.cli.run_config import add_run_config
-
-    return add_run_config(args, run)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ _KINDS = {
     "NoneType": "null",
 }
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_MISSING = {
+    "model.retriever": "pass --init_from RUN to take it from a run, or a configuration that has it, such as "
+    "configs/pretrain.yaml.",
+    "data.source": "pass a configuration that names the data, such as configs/own_data.yaml.",
+}
 _UNKNOWN = (
     re.compile(r"does not accept option '(?P<key>[^']+)'"),
     re.compile(r"unrecognized arguments: (?P<key>\S+)"),
@@ -53,6 +58,8 @@ def explain_parse_error(message: str, parsers: Iterable[ArgumentParser], configs
     """
     if nested := re.search(r"'[^']+' is not a setting: (?:[^?]+\?|.*lists all settings\.)", message):
         return nested[0]
+    if missing := re.search(r"arguments are required: (?:\w+\.)?(?P<key>model\.retriever|data\.source)\b", message):
+        return f"'{missing['key']}' is missing: {_MISSING[missing['key']]}"
     if explained := _explain_class(message, configs):
         return explained
     for pattern in _UNKNOWN:
@@ -100,6 +107,8 @@ def load_config(path: str) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CCRError(f"{path}: there is no such file; check the path.") from error
     except OSError as error:
         raise CCRError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
     except UnicodeDecodeError as error:

@@ -1,12 +1,13 @@
-"""The configuration of a run whose checkpoint is scored, under what the command line changes in it."""
+"""The configuration of a run whose checkpoint is scored or trained on, under what the command line changes in it."""
 
 from __future__ import annotations
 
 import atexit
+import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,37 +22,126 @@ _OF_THE_DATA = (
 )
 _OF_THE_PROTOCOL = ("mrv_languages", "folds")
 
+_LIMITS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")  # of what training scored by the way
 
-def add_run_config(args: Sequence[str], run: Path) -> list[str]:
-    """Returns the arguments with the run's configuration before the given ones, and the place of the results.
+# What belongs to the weights of a run, whatever they are trained on next.
+_OF_THE_WEIGHTS = {"model": ("retriever",), "data": ("tokenizer", "transform")}
+
+
+def find_checkpoint(option: str, given: str) -> tuple[Path, Path]:
+    """Returns the checkpoint that an option names, of a run its best one, and the folder of its run.
+
+    Raises:
+        CCRError: There is none.
+    """
+    path = Path(given)
+    if path.is_dir():
+        path = path / "checkpoints" / "best.ckpt"
+        if not path.is_file() and (last := path.with_name("last.ckpt")).is_file():
+            print(f"no validation ran, hence there is no best checkpoint: {last} is taken", flush=True)
+            path = last
+    if not path.is_file():
+        raise CCRError(f"{option} {given}: there is no checkpoint at {path}; check the path.")
+    if len(path.parts) < 3 or ".." in path.parts:  # the name of the run is in none of them
+        return path, path.absolute().resolve().parent.parent
+    return path, path.parent.parent
+
+
+def start_from_run(args: Sequence[str]) -> list[str]:
+    """Returns the arguments of ``ccr fit`` with what belongs to the weights that ``--init_from`` names before them.
+
+    That is the run's model, tokeniser and transform; the run is named ``RUN-CONFIG`` unless it has a name. A run that
+    resumes needs its own checkpoint only.
+
+    Raises:
+        CCRError: There is no such checkpoint, or a configuration cannot be read.
+    """
+    args = with_values_apart(args, "--init_from")
+    configs = given_configs(args)
+    on_command_line = "--init_from" in args[:-1]
+    if on_command_line:
+        given = args[args.index("--init_from") + 1]
+    else:
+        given = next((str(of) for path in configs[::-1] if (of := load_config(path).get("init_from"))), "")
+    if not given:
+        return args
+    if not Path(given).exists() and any(arg.split("=", 1)[0] == "--resume" for arg in args):
+        return args
+    checkpoint, run = find_checkpoint("--init_from", given)
+    added = []
+    if (file := run / "config.yaml").is_file():
+        config = _with_own_weights(load_config(str(file)))
+        base = {
+            part: {name: config[part][name] for name in names if name in (config.get(part) or {})}
+            for part, names in _OF_THE_WEIGHTS.items()
+        }
+        added += ["--config", _temporary_config(base)]
+    if on_command_line and not any(arg.split("=", 1)[0] == "--name" for arg in args):
+        added += ["--name", f"{run.name}-{Path(configs[-1]).stem if configs else args[0]}"]
+    return [args[0], *added, *args[1:], "--init_from", str(checkpoint)]
+
+
+def add_run_config(args: Sequence[str]) -> list[str]:
+    """Returns the arguments with the configuration of the run that ``--ckpt_path`` names, and the place of the results.
 
     With a data source that is not the run's, nothing of the run's source remains, and the results have a place of their
     own.
 
     Args:
         args: The command and its arguments.
-        run: The run's folder.
 
     Raises:
-        CCRError: The run has no configuration and none is given, or one cannot be read.
+        CCRError: There is no such checkpoint, the run has no configuration and none is given, or one cannot be read.
     """
+    args = with_values_apart(args, "--ckpt_path")
+    if any(arg.split("=", 1)[0] == "--init_from" for arg in args):
+        raise CCRError(f"--init_from is for ccr fit: ccr {args[0]} scores the weights that --ckpt_path names.")
+    if "--ckpt_path" not in args and any(arg in ("--help_all", "--print_config") for arg in args):
+        return args
+    place = place_of_checkpoint(args)
+    given = args[place]
+    checkpoint, run = find_checkpoint("--ckpt_path", given)
+    args[place] = str(checkpoint)
     configs = given_configs(args)
     file = run / "config.yaml"
     if not file.is_file():
         if configs:
-            return list(args)
+            return args
         raise CCRError(
-            f"--ckpt_path {args[list(args).index('--ckpt_path') + 1]}: there is no {file}, which a run has; pass a "
-            "checkpoint in the folder of its run, or --config too."
+            f"--ckpt_path {given}: there is no {file}, which a run has; pass a checkpoint in the folder of its run, or "
+            "--config too."
         )
     others = [path for path in configs if not _is_same(path, file)]
     source = _other_source(args, others)
-    base = str(file) if source is None else _without_source(file)
+    config = _with_own_weights(load_config(str(file)))
+    config["trainer"] = _without(config.get("trainer"), _LIMITS)
+    base = _temporary_config(config if source is None else _without_source(config))
     name = run.name if source is None else f"{run.name}-{source}"
-    place = {"--runs_dir": str(run.parent), "--name": name}  # the run may have moved since it was made
-    given = {arg.split("=", 1)[0] for arg in args}
-    added = [part for option, value in place.items() if option not in given for part in (option, value)]
+    places = {"--runs_dir": str(run.parent), "--name": name}  # the run may have moved since it was made
+    options = {arg.split("=", 1)[0] for arg in args}
+    added = [part for option, value in places.items() if option not in options for part in (option, value)]
     return [args[0], "--config", base, *added, *_without_config(args[1:], file)]
+
+
+def place_of_checkpoint(args: Sequence[str]) -> int:
+    """Returns where among a command and its arguments the value of ``--ckpt_path`` is.
+
+    Raises:
+        CCRError: It is not there.
+    """
+    if "--ckpt_path" not in args[:-1]:
+        raise CCRError(f"ccr {args[0]} needs --ckpt_path: a checkpoint or the folder of a run, such as runs/pretrain.")
+    return list(args).index("--ckpt_path") + 1
+
+
+def with_values_apart(args: Sequence[str], option: str) -> list[str]:
+    """Returns the arguments with ``option=value`` in two.
+
+    Example:
+        >>> with_values_apart(["test", "--ckpt_path=runs/a", "--x=1"], "--ckpt_path")
+        ['test', '--ckpt_path', 'runs/a', '--x=1']
+    """
+    return [part for arg in args for part in (arg.split("=", 1) if arg.startswith(f"{option}=") else [arg])]
 
 
 def _without_config(args: Sequence[str], file: Path) -> list[str]:
@@ -91,14 +181,31 @@ def _without(settings: Any, names: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in (settings or {}).items() if key not in names}
 
 
-def _without_source(file: Path) -> str:
-    """The path of a copy of the run's configuration without its data source, for as long as this process runs."""
-    config = load_config(str(file))
-    config["data"] = _without(config.get("data"), _OF_THE_DATA)
+def _without_source(config: Mapping[str, Any]) -> dict[str, Any]:
     model = config.get("model") or {}
-    config["model"] = {**model, "protocol": _without(model.get("protocol"), _OF_THE_PROTOCOL)}
+    return {
+        **config,
+        "data": _without(config.get("data"), _OF_THE_DATA),
+        "model": {**model, "protocol": _without(model.get("protocol"), _OF_THE_PROTOCOL)},
+    }
+
+
+def _with_own_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without the weights that the image encoder started from: the checkpoint has its own."""
+    changed = copy.deepcopy(dict(config))
+    part: Any = changed.get("model")
+    for name in ("retriever", "init_args", "image_encoder", "init_args"):
+        part = part.get(name) if isinstance(part, dict) else None
+    for name in ("pretrained", "pretrained_file"):
+        if isinstance(part, dict):
+            part.pop(name, None)
+    return changed
+
+
+def _temporary_config(config: Mapping[str, Any]) -> str:
+    """The path of a file with the configuration, for as long as this process runs."""
     folder = Path(tempfile.mkdtemp(prefix="ccr-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = folder / "config.yaml"
-    copy.write_text(json.dumps(config), encoding="utf-8")
-    return str(copy)
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return str(file)

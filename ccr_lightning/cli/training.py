@@ -78,6 +78,8 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--runs_dir", type=str, default="runs", help="the folder in which runs lie")
         if subcommand == "fit":
             parser.add_argument("--resume", type=str | None, default=None, help="auto, must or a checkpoint's path")
+        # Of fit, but a run's config.yaml says it to the other commands too.
+        parser.add_argument("--init_from", type=str | None, default=None, help="checkpoint that training starts from")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -113,7 +115,9 @@ class TrainingCLI(LightningCLI):
         self.resume_from = None
         if self.subcommand == "fit":
             self.resume_from = self.folder.resume_from(settings.pop("resume"))
-            _prepare_data(settings)
+            start = self.resume_from or settings.init_from
+            self.start = None if start is None else AtomicCheckpointIO().load_checkpoint(start, "meta")
+            _prepare_data(settings, self.start)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""
@@ -174,6 +178,9 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, model: RetrievalModule, datamodule: CaptionDataModule) -> None:
         """Trains, then tests the best checkpoint."""
+        _take_tokenizer(datamodule, self.start)
+        if self.resume_from is None and (start := self.config[self.subcommand].init_from):
+            _start_from(model, start)
         self.folder.create()
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
@@ -199,7 +206,7 @@ class TrainingCLI(LightningCLI):
             )
         if part := self._part("test"):
             command = shlex.join(["ccr", "test", "--ckpt_path", str(self.folder.path)])
-            _say(f"not tested: {part}; to test it: {command} --trainer.limit_test_batches 1.0")
+            _say(f"not tested: {part}; to test it: {command}")
             return
         if "test" not in self.datamodule.source.splits:
             _say(f"not tested: {self.datamodule.source.name} has no test split")
@@ -318,14 +325,32 @@ def _say(line: str) -> None:
 
 
 @rank_zero_only
-def _prepare_data(settings: Namespace) -> None:
+def _prepare_data(settings: Namespace, start: Mapping[str, Any] | None) -> None:
     """Prepares all splits before the model is built and trained: what is wrong with the data shows at once."""
     parser = ArgumentParser()
     parser.add_class_arguments(CaptionDataModule, "data")
     data = parser.instantiate(Namespace(data=settings.data)).data  # type: ignore[no-untyped-call]
+    _take_tokenizer(data, start)
     data.prepare_data()
     if "test" in data.source.splits and not settings.trainer.fast_dev_run:
         check_galleries(EvaluationProtocol(**vars(settings.model.protocol)), data)
+
+
+def _take_tokenizer(data: CaptionDataModule, start: Mapping[str, Any] | None) -> None:
+    """Lets the data module use the tokeniser of the checkpoint that training starts from, before it trains its own."""
+    if start is not None and (state := start.get(CaptionDataModule.__qualname__)):
+        data.use_tokenizer(state["tokenizer"])
+
+
+def _start_from(model: RetrievalModule, checkpoint: str) -> None:
+    """Gives the model the weights of another run; nothing else of it goes on."""
+    weights = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    try:
+        resampled = model.load_initial_weights(weights)
+    except CCRError as error:
+        raise CCRError(f"--init_from {checkpoint}: {error}") from error
+    also = f", {len(resampled)} tensors of the image encoder resampled to its image size" if resampled else ""
+    _say(f"weights of {checkpoint}{also}")
 
 
 def _quieten() -> None:

@@ -54,5 +54,5 @@ def collate_captions(samples: Sequence[CaptionSample], tokenizer: CaptionTokeniz
         attention_mask=attention_mask,
         image_ids=torch.tensor([sample.row for sample in samples]),
         languages=torch.tensor([sample.language for sample in samples]),
-        caption_index=torch.tensor([sample.number for sample in samples]),
+        caption_index=torch.tensor([sample.caption_index for sample in samples]),
     )

@@ -285,10 +285,14 @@ class CaptionDataModule(lightning.LightningDataModule):
         return {**state, "order": self._order_of_images()} if is_fitting else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the checkpoint's tokeniser, since its weights belong to it; ``max_tokens`` stays as configured."""
-        self._load_tokenizer(state_dict["tokenizer"])
+        """Take the checkpoint's tokeniser, since its weights belong to it, and where it was in the data."""
+        self.use_tokenizer(state_dict["tokenizer"])
         self._saved_order = state_dict.get("order")
         self._saved_global_batch = state_dict.get("global_batch")  # None in checkpoints of earlier versions
+
+    def use_tokenizer(self, state: dict[str, Any]) -> None:
+        """Use the tokeniser that ``CaptionTokenizer.to_dict`` described; ``max_tokens`` stays as configured."""
+        self.tokenizer = CaptionTokenizer.from_dict({**state, "max_tokens": self.tokenizer.max_tokens})
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
         if stage is None:  # of a source of a test split only, say, all there is
@@ -385,9 +389,6 @@ class CaptionDataModule(lightning.LightningDataModule):
         with atomic_write(self._tokenizer_file(), "the trained tokeniser", advice) as file:
             file.write(text.encode())
 
-    def _load_tokenizer(self, state: dict[str, Any]) -> None:
-        self.tokenizer = CaptionTokenizer.from_dict({**state, "max_tokens": self.tokenizer.max_tokens})
-
     def _ready_tokenizer(self) -> CaptionTokenizer:
         """The tokeniser, from the cache if no checkpoint brought it: only then are the training files asked for."""
         if self.tokenizer.is_ready:
@@ -401,7 +402,7 @@ class CaptionDataModule(lightning.LightningDataModule):
                 "cache_dir, or give the tokeniser's name_or_path."
             ) from error
         try:
-            self._load_tokenizer(json.loads(text))
+            self.use_tokenizer(json.loads(text))
         except (TypeError, ValueError) as error:
             reason = error.__cause__ or error
             raise CCRError(f"{path}: the trained tokeniser is damaged ({reason}); delete the file and fit.") from error

@@ -40,7 +40,7 @@ class CaptionSample(NamedTuple):
     text: str
     row: int
     language: int
-    number: int  # of the captions of its image and language
+    caption_index: int  # among the captions of its image and language
 
 
 class TrainSamples(Dataset[TrainSample]):

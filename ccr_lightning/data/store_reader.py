@@ -47,13 +47,13 @@ class StoreReader:
         yield from self._load(self._images, batches, collate_images)
 
     def captions(self, batches: Sequence[Sequence[int]]) -> Iterator[CaptionBatch]:
-        """Yield batches of the captions with these numbers."""
+        """Yield batches of the captions in these rows of the split."""
         yield from self._load(self._captions, batches, partial(collate_captions, tokenizer=self._tokenizer))
 
-    def caption_numbers(self, languages: Tensor, image_ids: Tensor, numbers: Tensor) -> Tensor:
-        """Return the number of each caption in the split, by its language, image, and number among its image's."""
-        known = {(of.language, of.row, of.number): place for place, of in enumerate(self._captions.samples)}
-        keys = zip(languages.tolist(), image_ids.tolist(), numbers.tolist(), strict=True)
+    def caption_rows(self, languages: Tensor, image_ids: Tensor, caption_index: Tensor) -> Tensor:
+        """Return the row of each caption in the split, by its language, image, and number among its image's."""
+        known = {(of.language, of.row, of.caption_index): row for row, of in enumerate(self._captions.samples)}
+        keys = zip(languages.tolist(), image_ids.tolist(), caption_index.tolist(), strict=True)
         return torch.tensor([known[key] for key in keys])
 
     def caption_lengths(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import RerankBy
-from ccr_lightning.functional.galleries import Direction, Embeddings, LanguageRanks, ranks_by_language
+from ccr_lightning.functional.galleries import Direction, Embeddings, LanguageRanks, galleries, ranks_by_language
 from ccr_lightning.functional.retrieval import RankCounts, pair_similarity, reranked_counts, top_candidates
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.transformer import KeysValues
@@ -31,10 +31,10 @@ class SplitReader(Protocol):
         """Batches of the images with these ids."""
 
     def captions(self, batches: Sequence[Sequence[int]]) -> Iterable[CaptionBatch]:
-        """Batches of the captions with these numbers."""
+        """Batches of the captions in these rows of the split."""
 
-    def caption_numbers(self, languages: Tensor, image_ids: Tensor, numbers: Tensor) -> Tensor:
-        """The number of each caption in the split, by its language, image, and number among its image's."""
+    def caption_rows(self, languages: Tensor, image_ids: Tensor, caption_index: Tensor) -> Tensor:
+        """The row of each caption in the split, by its language, image, and number among its image's."""
 
     def caption_lengths(self) -> Tensor:
         """How long each caption of the split is, in any unit."""
@@ -112,24 +112,21 @@ def rerank(
 def _candidates(embeddings: Embeddings, part: Embeddings, depth: int) -> Iterator[tuple[Direction, int, _Candidates]]:
     """The candidates of every query of a part, in each language and direction."""
     part = Embeddings(*(tensor.cpu() for tensor in part))
-    for direction in ("image_to_text", "text_to_image"):
-        for language, dual in ranks_by_language(part, direction).items():
-            if depth > dual.gallery:
+    # The rows of the part's images and captions among all.
+    images = torch.isin(embeddings.image_ids, part.image_ids).nonzero().squeeze(1)
+    texts = torch.isin(embeddings.text_ids, part.image_ids).nonzero().squeeze(1)
+    for direction in get_args(Direction):
+        asked, searched = (images, texts) if direction == "image_to_text" else (texts, images)
+        ranks = ranks_by_language(part, direction)
+        for language, queries, items in galleries(part, direction):
+            if depth > len(items.rows):
                 raise CCRError(
-                    f"rerank_depth is {depth}, but a gallery has {dual.gallery} items: give at most {dual.gallery}."
+                    f"rerank_depth is {depth}, but a gallery has {len(items.rows)} items: give at most "
+                    f"{len(items.rows)}."
                 )
-            texts = (embeddings.text_languages == language) & torch.isin(embeddings.text_ids, part.image_ids)
-            text_rows = texts.nonzero().squeeze(1)
-            image_rows = torch.isin(embeddings.image_ids, embeddings.text_ids[text_rows]).nonzero().squeeze(1)
-            text_embeds, image_embeds = embeddings.text_embeds[text_rows], embeddings.image_embeds[image_rows]
-            if direction == "image_to_text":
-                best, by_order = _best(image_embeds, text_embeds, depth)
-                items = text_rows[best]
-                yield direction, language, _Candidates(dual, image_rows, items, embeddings.text_ids[items], by_order)
-            else:
-                best, by_order = _best(text_embeds, image_embeds, depth)
-                items = image_rows[best]
-                yield direction, language, _Candidates(dual, text_rows, items, embeddings.image_ids[items], by_order)
+            best, by_order = _best(queries.embeds, items.embeds, depth)
+            rows = asked[queries.rows], searched[items.rows[best]]
+            yield direction, language, _Candidates(ranks[language], *rows, items.ids[best], by_order)
 
 
 def _best(queries: Tensor, gallery: Tensor, depth: int) -> tuple[Tensor, Tensor]:
@@ -164,8 +161,8 @@ def _reordered(of: _Candidates, scores: Tensor) -> LanguageRanks:
 def _match_scores(retriever: Retriever, embeddings: Embeddings, pairs: Tensor, reader: SplitReader) -> Tensor:
     """Log-odds of a match for each pair, (P,) float32; the devices share the work, and each gets all scores."""
     scores = torch.zeros(len(pairs), dtype=torch.float32)
-    numbers = reader.caption_numbers(embeddings.text_languages, embeddings.text_ids, embeddings.text_numbers)
-    lengths = reader.caption_lengths()[numbers]
+    read_rows = reader.caption_rows(embeddings.text_languages, embeddings.text_ids, embeddings.caption_index)
+    lengths = reader.caption_lengths()[read_rows]
     texts, images = pairs // len(embeddings.image_ids), pairs % len(embeddings.image_ids)
     wanted, place = torch.unique(images, return_inverse=True)  # images without a caption are nobody's candidates
     rank, world_size = distributed.rank(), distributed.world_size()
@@ -176,7 +173,7 @@ def _match_scores(retriever: Retriever, embeddings: Embeddings, pairs: Tensor, r
             begins = counts.cumsum(0) - counts
             shortest_first = lengths[rows].argsort(stable=True)
             own = torch.split(shortest_first, TEXTS_AT_ONCE)[rank::world_size]
-            batches = reader.captions([numbers[rows[batch]].tolist() for batch in own])
+            batches = reader.captions([read_rows[rows[batch]].tolist() for batch in own])
             for batch, captions in zip(own, batches, strict=True):
                 caption = torch.arange(len(batch)).repeat_interleave(counts[batch])
                 within = torch.arange(len(caption)) - (counts[batch].cumsum(0) - counts[batch])[caption]

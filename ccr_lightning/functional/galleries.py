@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +19,7 @@ class _Embeddings(NamedTuple):
     text_embeds: Tensor
     text_ids: Tensor
     text_languages: Tensor
-    text_numbers: Tensor
+    caption_index: Tensor
 
 
 class Embeddings(_Embeddings):
@@ -30,7 +31,7 @@ class Embeddings(_Embeddings):
         text_embeds: (N, D), of the dtype of ``image_embeds``.
         text_ids: (N,) int64, the image that each caption describes, ascending within a language.
         text_languages: (N,) int64, ascending.
-        text_numbers: (N,) int64, the number of each caption within its image and language, ascending within these.
+        caption_index: (N,) int64, the number of each caption within its image and language, ascending within these.
     """
 
     __slots__ = ()
@@ -42,13 +43,13 @@ class Embeddings(_Embeddings):
         text_embeds: Tensor,
         text_ids: Tensor,
         text_languages: Tensor,
-        text_numbers: Tensor,
+        caption_index: Tensor,
     ) -> Embeddings:
         """Restores the axes of single items: ``Metric.compute`` squeezes every tensor of one element."""
         images, texts = (
             embeds.reshape(1, 1) if embeds.numel() == 1 else embeds for embeds in (image_embeds, text_embeds)
         )
-        of_texts = (values.reshape(-1) for values in (text_ids, text_languages, text_numbers))
+        of_texts = (values.reshape(-1) for values in (text_ids, text_languages, caption_index))
         return super().__new__(cls, images, image_ids.reshape(-1), texts, *of_texts)
 
     def of_images(self, image_ids: Tensor) -> Embeddings:
@@ -60,7 +61,7 @@ class Embeddings(_Embeddings):
             self.text_embeds[texts],
             self.text_ids[texts],
             self.text_languages[texts],
-            self.text_numbers[texts],
+            self.caption_index[texts],
         )
 
 
@@ -92,17 +93,57 @@ class LanguageRanks(_LanguageRanks):
         return int((self.ties > 0).sum())
 
 
-def ranks_by_language(
-    embeddings: Embeddings, direction: Direction, *, with_first: bool = False
-) -> dict[int, LanguageRanks]:
-    """Rank every query of one direction in every language that has captions.
+class Items(NamedTuple):
+    """Some of the images, or some of the captions."""
 
-    In one language
+    rows: Tensor  # (N,) int64, among all images, or all captions
+    embeds: Tensor  # (N, D)
+    ids: Tensor  # (N,) int64, the images that they show or describe
+
+
+class Gallery(NamedTuple):
+    """What is ranked in one language and one direction."""
+
+    language: int
+    queries: Items
+    items: Items
+
+
+def galleries(embeddings: Embeddings, direction: Direction) -> Iterator[Gallery]:
+    """Yield the queries and the gallery of each language that has captions.
 
     - ``image_to_text``: the queries are the images with a caption in the language, the gallery is all its captions;
     - ``text_to_image``: the queries are the captions, the gallery is the images with a caption in the language.
 
     So each language has its own gallery. Where every image has a caption in every language, that is all images.
+
+    Args:
+        embeddings: Images and captions; every caption's image is among the images.
+        direction: ``image_to_text`` or ``text_to_image``.
+
+    Example:
+        >>> ids, languages, zeros = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.int64)
+        >>> embeddings = Embeddings(torch.eye(2), torch.arange(2), torch.ones(3, 2), ids, languages, zeros)
+        >>> [(of.language, of.queries.rows.tolist(), of.items.rows.tolist())
+        ...  for of in galleries(embeddings, "text_to_image")]
+        [(0, [0, 1], [0, 1]), (1, [2], [1])]
+    """
+    for language in torch.unique(embeddings.text_languages).tolist():
+        captions = _captions(embeddings, embeddings.text_languages == language)
+        rows = torch.isin(embeddings.image_ids, captions.ids).nonzero().squeeze(1)
+        images = Items(rows, embeddings.image_embeds[rows], embeddings.image_ids[rows])
+        yield Gallery(language, *((images, captions) if direction == "image_to_text" else (captions, images)))
+
+
+def _captions(embeddings: Embeddings, chosen: Tensor) -> Items:
+    rows = chosen.nonzero().squeeze(1)
+    return Items(rows, embeddings.text_embeds[rows], embeddings.text_ids[rows])
+
+
+def ranks_by_language(
+    embeddings: Embeddings, direction: Direction, *, with_first: bool = False
+) -> dict[int, LanguageRanks]:
+    """Rank every query of one direction in every language that has captions: see :func:`galleries`.
 
     Args:
         embeddings: Images and captions; every caption's image is among the images.
@@ -123,17 +164,9 @@ def ranks_by_language(
         >>> ranks.ranks, ranks.first
         (tensor([1, 3, 1]), tensor([0, 2, 2]))
     """
-    ranks = {}
-    for language in torch.unique(embeddings.text_languages).tolist():
-        chosen = embeddings.text_languages == language
-        text_embeds, text_ids = embeddings.text_embeds[chosen], embeddings.text_ids[chosen]
-        described = torch.isin(embeddings.image_ids, text_ids)
-        image_embeds, image_ids = embeddings.image_embeds[described], embeddings.image_ids[described]
-        if direction == "image_to_text":
-            ranks[language] = _ranks(image_embeds, image_ids, text_embeds, text_ids, with_first)
-        else:
-            ranks[language] = _ranks(text_embeds, text_ids, image_embeds, image_ids, with_first)
-    return ranks
+    return {
+        language: _ranks(queries, items, with_first) for language, queries, items in galleries(embeddings, direction)
+    }
 
 
 def ranks_by_direction(
@@ -176,17 +209,12 @@ def ranks_between_languages(embeddings: Embeddings) -> dict[tuple[int, int], Lan
             queries = queries & torch.isin(embeddings.text_ids, embeddings.text_ids[gallery])
             gallery = gallery & torch.isin(embeddings.text_ids, embeddings.text_ids[queries])
             if asked != searched and queries.any():
-                ranks[asked, searched] = _ranks(
-                    embeddings.text_embeds[queries],
-                    embeddings.text_ids[queries],
-                    embeddings.text_embeds[gallery],
-                    embeddings.text_ids[gallery],
-                    with_first=False,
-                )
+                sides = _captions(embeddings, queries), _captions(embeddings, gallery)
+                ranks[asked, searched] = _ranks(*sides, with_first=False)
     return ranks
 
 
-def _ranks(queries: Tensor, query_ids: Tensor, gallery: Tensor, gallery_ids: Tensor, with_first: bool) -> LanguageRanks:
-    counts = rank_counts(queries, gallery, query_ids, gallery_ids)
-    first = first_results(queries, gallery, gallery_ids) if with_first else None
-    return LanguageRanks(query_ids, 1 + counts.ahead + counts.tied, len(gallery), counts.tied, first)
+def _ranks(queries: Items, items: Items, with_first: bool) -> LanguageRanks:
+    counts = rank_counts(queries.embeds, items.embeds, queries.ids, items.ids)
+    first = first_results(queries.embeds, items.embeds, items.ids) if with_first else None
+    return LanguageRanks(queries.ids, 1 + counts.ahead + counts.tied, len(items.rows), counts.tied, first)

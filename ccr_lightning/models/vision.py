@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,9 @@ class ImageEncoder(nn.Module):
             args["pretrained_cfg_overlay"] = _weights_overlay(pretrained_file, config.classifier or ())
         self.image_size = image_size
         self.pretrained = pretrained or pretrained_file is not None
+        args |= model_args or {}
         try:
-            backbone: Any = timm.create_model(name, pretrained=self.pretrained, **(args | (model_args or {})))
+            backbone: Any = timm.create_model(name, pretrained=self.pretrained, **args)
         except Exception as error:  # timm and the hub raise anything from TypeError to OSError
             reason = textwrap.shorten(str(error) or type(error).__name__, 300)
             raise CCRError(
@@ -103,12 +106,44 @@ class ImageEncoder(nn.Module):
                 f"(weights: {pretrained_file or pretrained}, model_args: {model_args}): {reason}"
             ) from error
         backbone.pretrained_cfg.pop("state_dict", None)  # or it would keep a second copy of the weights
+        args.pop("pretrained_cfg_overlay", None)
+        self._made_as = {"model_name": name, **args}
         _drop_pooling_head(backbone)
         self.backbone = backbone
         self.width: int = backbone.num_features
         normed = isinstance(getattr(backbone, "norm", None), nn.LayerNorm)
         self.norm = nn.Identity() if normed else nn.LayerNorm(self.width)
         self._check_image_size()
+
+    def resample(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Fits the state of such an encoder for images of another size to this one, by timm's own rules.
+
+        What depends on the size, such as Swin's tables of relative positions or a ViT's position embeddings, is
+        interpolated (bicubic).
+
+        Args:
+            state: The ``state_dict`` of an encoder of this architecture.
+
+        Returns:
+            The state with tensors of this encoder's sizes; of another architecture, the state as it was.
+        """
+        own, prefix = self.state_dict(), "backbone."
+        if state.keys() != own.keys():
+            return dict(state)
+        backbone = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+        with_heads = timm.create_model(**self._made_as).state_dict() | backbone
+        overlay = {"state_dict": with_heads, "num_classes": 0}
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of timm's interpolation to its own developers
+                resampled = timm.create_model(
+                    **self._made_as, pretrained=True, pretrained_cfg_overlay=overlay
+                ).state_dict()
+        except Exception:  # timm raises anything; the caller compares sizes
+            return dict(state)
+        return {
+            name: tensor if tensor.shape == own[name].shape else resampled[name.removeprefix(prefix)]
+            for name, tensor in state.items()
+        }
 
     @torch.no_grad()
     def _check_image_size(self) -> None:

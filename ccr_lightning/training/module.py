@@ -349,6 +349,28 @@ class RetrievalModule(LightningModule):
         if mismatch:
             raise CCRError(mismatch)
 
+    def load_initial_weights(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Loads the weights of another run, whose image encoder may be for images of another size.
+
+        Args:
+            weights: The state of another ``RetrievalModule``.
+
+        Returns:
+            The tensors that were resampled, since they depend on the image size, such as position tables.
+
+        Raises:
+            CCRError: If keys or other sizes differ.
+        """
+        prefix = "retriever.image_encoder."
+        own = self.state_dict()
+        resampled = [name for name, tensor in weights.items() if name in own and tensor.shape != own[name].shape]
+        if resampled and all(name.startswith(prefix) for name in resampled):
+            of_encoder = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+            fitted = self.retriever.image_encoder.resample(of_encoder)
+            weights = {**weights, **{f"{prefix}{name}": tensor for name, tensor in fitted.items()}}
+        self.load_state_dict(weights)
+        return resampled
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads weights, and says in one sentence what does not fit if they are another architecture's.
 

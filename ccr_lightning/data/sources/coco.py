@@ -35,7 +35,7 @@ class Coco:
     Japanese comes from the json files of STAIR Captions (five captions for each of these images) or of YJ Captions
     (26,500 images, about five each), Chinese from the lines ``<image>#<number> TAB <caption>`` of COCO-CN; what a file
     is shows in its content. COCO-CN has splits of its own, lists of 18,341, 1,000 and 1,000 images, which ``lists``
-    puts in the place of Karpathy's.
+    puts in the place of Karpathy's; Karpathy's train has images of COCO-CN's test, which ``held_out`` leaves out.
 
     Not parallel: the captions are written independently in each language, but for 5,000 of COCO-CN that translate
     English ones, so MRV says little. Captions are taken as they are, a blank one counts as missing; those of an image
@@ -50,6 +50,7 @@ class Coco:
         captions: Language to its files, beside English.
         languages: Languages to yield, in the order of the K axis; by default English and those of ``captions``.
         lists: Split to a file of image names, instead of Karpathy's splits.
+        held_out: Files of names of images that ``train`` is without, such as the lists of COCO-CN's test and val.
 
     Raises:
         CCRError: A file, record or image is not as described.
@@ -69,12 +70,14 @@ class Coco:
         captions: Mapping[str, Sequence[str]] | None = None,
         languages: Sequence[str] | None = None,
         lists: Mapping[str, str] | None = None,
+        held_out: Sequence[str] = (),
     ) -> None:
         self._files = {language: [Path(path) for path in paths] for language, paths in (captions or {}).items()}
         known = ("en", *self._files)
         self.languages = check_languages("Coco, without more files in captions,", languages or known, known)
         self._coco_root, self._karpathy = Path(coco_root), Path(karpathy)
         self._lists = None if lists is None else {split: Path(path) for split, path in lists.items()}
+        self._held_out = [Path(path) for path in held_out]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -89,7 +92,9 @@ class Coco:
         ]
         if (names := self._list_file(split)) is not None:
             files.append(names)
-        return files_fingerprint([self.languages, self._files, self._coco_root.absolute()], files)
+        held_out = self._held_out_files(split)
+        settings = [self.languages, self._files, self._coco_root.absolute(), *held_out]
+        return files_fingerprint(settings, [*files, *held_out])
 
     def records(self, split: str, report: Report = stop) -> Iterator[ImageCaptions]:
         """Yield each image of the split once, in the order of Karpathy's file, or of the list."""
@@ -137,18 +142,21 @@ class Coco:
         return images
 
     def _of_split(self, split: str, images: Mapping[str, _Image], report: Report) -> Iterable[_Image]:
-        file = self._list_file(split)
-        if file is None:
-            return [image for image in images.values() if image.split in _KARPATHY_SPLITS[split]]
+        held_out = {image.name for file in self._held_out_files(split) for image in self._listed(file, images, report)}
+        if (file := self._list_file(split)) is None:
+            chosen = [image for image in images.values() if image.split in _KARPATHY_SPLITS[split]]
+        else:
+            chosen = list({image.name: image for image in self._listed(file, images, report)}.values())
+        return [image for image in chosen if image.name not in held_out]
 
+    def _listed(self, file: Path, images: Mapping[str, _Image], report: Report) -> Iterator[_Image]:
         def find(line: Line) -> _Image:
             name = f"{line.text.strip().partition('#')[0].removesuffix('.jpg')}.jpg"
             if name not in images:
                 raise RecordFault(f"{line.where}: the image {name!r} is not in {self._karpathy}; check the list.")
             return images[name]
 
-        listed = usable(find, (line for line in read_lines(file) if line.raw.strip()), report)
-        return {image.name: image for image in listed}.values()
+        return usable(find, (line for line in read_lines(file) if line.raw.strip()), report)
 
     def _captions_of(
         self, language: str, images: Mapping[str, _Image], report: Report
@@ -176,6 +184,9 @@ class Coco:
     def _list_file(self, split: str) -> Path | None:
         check_split(self.name, split, self.splits)
         return None if self._lists is None else find_file(self._lists[split], "correct lists")
+
+    def _held_out_files(self, split: str) -> list[Path]:
+        return [find_file(path, "correct held_out") for path in self._held_out] if split == "train" else []
 
 
 class _Image(NamedTuple):

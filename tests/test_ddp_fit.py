@@ -118,4 +118,6 @@ def test_an_error_is_said_once(config, tmp_path, ranks, more):
     arguments = [sys.executable, str(program), *command(config, tmp_path, "fails")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
-    assert done.stderr.splitlines() == ["error: the picture is damaged.", *more]
+    first, *others = done.stderr.splitlines()
+    assert first == "error: the picture is damaged."
+    assert others in (more, [])  # Lightning may end the first process before its collective fails

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from ccr_lightning.evaluation.rerank import rerank
 from ccr_lightning.functional.galleries import Direction, Embeddings, ranks_by_language
-from ccr_lightning.functional.retrieval import RankCounts, reranked_counts, top_candidates
+from ccr_lightning.functional.ranks import RankCounts
+from ccr_lightning.functional.retrieval import reranked_counts, top_candidates
 from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.fusion import FusionEncoder
 from ccr_lightning.models.retriever import Retriever

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from ccr_lightning.data.datamodule import CaptionDataModule
     from ccr_lightning.functional.consistency import mean_rank_variance
     from ccr_lightning.functional.contrastive import one_to_k_contrastive_loss
-    from ccr_lightning.functional.retrieval import recall_at_k, retrieval_ranks
+    from ccr_lightning.functional.ranks import retrieval_ranks
+    from ccr_lightning.functional.retrieval import recall_at_k
     from ccr_lightning.metrics import MeanRankVariance, RecallAtK
     from ccr_lightning.models.retriever import Retriever
     from ccr_lightning.training.module import RetrievalModule
 
 _HOME = {
     "one_to_k_contrastive_loss": "ccr_lightning.functional.contrastive",
-    "retrieval_ranks": "ccr_lightning.functional.retrieval",
+    "retrieval_ranks": "ccr_lightning.functional.ranks",
     "recall_at_k": "ccr_lightning.functional.retrieval",
     "mean_rank_variance": "ccr_lightning.functional.consistency",
     "RecallAtK": "ccr_lightning.metrics",

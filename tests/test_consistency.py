@@ -11,7 +11,7 @@ import torch
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.consistency import align_ranks, first_agreement, mean_rank_variance, rank_spread
-from ccr_lightning.functional.retrieval import retrieval_ranks
+from ccr_lightning.functional.ranks import retrieval_ranks
 
 
 def test_mean_rank_variance_is_that_of_the_loop():

@@ -412,7 +412,9 @@ def test_metrics_load_no_models_data_or_training():
         "ccr_lightning.functional",
         "ccr_lightning.functional.consistency",
         "ccr_lightning.functional.galleries",
+        "ccr_lightning.functional.ranks",
         "ccr_lightning.functional.retrieval",
+        "ccr_lightning.functional.similarity",
         "ccr_lightning.metrics",
     }
     assert forbidden == ""

@@ -12,7 +12,9 @@ from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import RerankBy
 from ccr_lightning.functional.galleries import Direction, Embeddings, LanguageRanks, galleries, ranks_by_language
-from ccr_lightning.functional.retrieval import RankCounts, pair_similarity, reranked_counts, top_candidates
+from ccr_lightning.functional.ranks import RankCounts
+from ccr_lightning.functional.retrieval import reranked_counts, top_candidates
+from ccr_lightning.functional.similarity import pair_similarity
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.transformer import KeysValues
 from ccr_lightning.progress import progress

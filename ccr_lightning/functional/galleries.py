@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ccr_lightning.functional.retrieval import first_results, rank_counts
+from ccr_lightning.functional.ranks import RankCounts, mutual_rank_counts, rank_counts
+from ccr_lightning.functional.retrieval import first_results
 
 Direction = Literal["image_to_text", "text_to_image"]
 
@@ -172,10 +173,13 @@ def ranks_by_language(
 def ranks_by_direction(
     embeddings: Embeddings, *, with_first: bool = False
 ) -> dict[Direction, dict[int, LanguageRanks]]:
-    """Return :func:`ranks_by_language` of each direction."""
-    return {
-        direction: ranks_by_language(embeddings, direction, with_first=with_first) for direction in get_args(Direction)
-    }
+    """Return :func:`ranks_by_language` of each direction, in half the time of two calls."""
+    ranks: dict[Direction, dict[int, LanguageRanks]] = {"image_to_text": {}, "text_to_image": {}}
+    for language, images, captions in galleries(embeddings, "image_to_text"):
+        to_text, to_image = mutual_rank_counts(images.embeds, captions.embeds, images.ids, captions.ids)
+        ranks["image_to_text"][language] = _of_counts(images, captions, to_text, with_first)
+        ranks["text_to_image"][language] = _of_counts(captions, images, to_image, with_first)
+    return ranks
 
 
 def ranks_between_languages(embeddings: Embeddings) -> dict[tuple[int, int], LanguageRanks]:
@@ -216,5 +220,9 @@ def ranks_between_languages(embeddings: Embeddings) -> dict[tuple[int, int], Lan
 
 def _ranks(queries: Items, items: Items, with_first: bool) -> LanguageRanks:
     counts = rank_counts(queries.embeds, items.embeds, queries.ids, items.ids)
+    return _of_counts(queries, items, counts, with_first)
+
+
+def _of_counts(queries: Items, items: Items, counts: RankCounts, with_first: bool) -> LanguageRanks:
     first = first_results(queries.embeds, items.embeds, items.ids) if with_first else None
     return LanguageRanks(queries.ids, 1 + counts.ahead + counts.tied, len(items.rows), counts.tied, first)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.functional.logsumexp import product_logsumexp
 
 
 class EmbeddedBatch(NamedTuple):
@@ -17,7 +18,14 @@ class EmbeddedBatch(NamedTuple):
     texts: Tensor  # (B, K, D), zero where the caption is missing
     logit_scale: Tensor  # scalar
     caption_mask: Tensor  # (B, K) bool
-    same_image: Tensor  # (B, B) bool, True where two rows show the same image
+    image_ids: Tensor | None  # (B,), None where every row shows another image
+
+    @property
+    def same_image(self) -> Tensor:
+        """(B, B) bool, True where two rows show the same image."""
+        if self.image_ids is None:
+            return torch.eye(len(self.images), dtype=torch.bool, device=self.images.device)
+        return self.image_ids[:, None] == self.image_ids
 
 
 def embedded_batch(
@@ -65,49 +73,66 @@ def embedded_batch(
     else:
         # Whatever an encoder made of an empty caption, NaN included, must not reach the loss or its gradient.
         text_embeds = text_embeds.masked_fill(~caption_mask[..., None], 0)
-    if image_ids is None:
-        same_image = torch.eye(images[0], dtype=torch.bool, device=image_embeds.device)
-    else:
-        same_image = image_ids[:, None] == image_ids
-    return EmbeddedBatch(image_embeds.to(dtype), text_embeds, scale.reshape(()), caption_mask, same_image)
+    return EmbeddedBatch(image_embeds.to(dtype), text_embeds, scale.reshape(()), caption_mask, image_ids)
 
 
-def _summed_terms(
-    anchors: Tensor, candidates: Tensor, candidate_mask: Tensor, positive: Tensor, logit_scale: Tensor
-) -> Tensor:
-    """Sum over anchors (..., D) of the mean over positives (..., N) of the negative log softmax over N candidates.
+def _groups(image_ids: Tensor) -> Tensor:
+    """(B,) int64, a number below B of the image that each row shows, found without the size of anything being known."""
+    ids, order = image_ids.sort()
+    is_new = torch.ones_like(ids, dtype=torch.bool)
+    is_new[1:] = ids[1:] != ids[:-1]
+    return torch.empty_like(order).scatter_(0, order, is_new.cumsum(0) - 1)
 
-    An anchor without a positive adds 0.
-    """
-    logits = logit_scale * (anchors @ candidates.T)
-    # Not -inf: a row without any candidate would be NaN, and so would its gradient.
-    log_probs = logits.masked_fill(~candidate_mask, torch.finfo(logits.dtype).min).log_softmax(-1)
-    return -(torch.where(positive, log_probs, 0.0).sum(-1) / positive.sum(-1).clamp(min=1)).sum()
+
+def _of_same_image(values: Tensor, groups: Tensor | None) -> Tensor:
+    """The sum over the rows (B, ...) that show the image of each row."""
+    if groups is None:
+        return values
+    return torch.zeros_like(values).index_add(0, groups, values)[groups]
 
 
 def _symmetric_loss(
     queries: Tensor,
-    query_mask: Tensor,
+    query_mask: Tensor | None,
     texts: Tensor,
-    text_mask: Tensor,
-    same_image: Tensor,
+    text_mask: Tensor | None,
+    groups: Tensor | None,
     logit_scale: Tensor,
     text_to_query_weight: float,
     anchors: slice | None,
+    is_tiled: bool | None,
 ) -> Tensor:
-    """The 1-to-K loss of queries (B, D), which may be missing themselves, and texts (B, K, D)."""
-    rows = slice(None) if anchors is None else anchors
-    query_positive = (same_image & query_mask[:, None])[rows, :, None] & text_mask  # (A, B, K)
-    text_positive = (same_image & query_mask)[rows, None, :] & text_mask[rows, :, None]  # (A, K, B)
-    query_to_text = _summed_terms(
-        queries[rows], texts.flatten(0, 1), text_mask.flatten(), query_positive.flatten(1), logit_scale
-    )
-    text_to_query = _summed_terms(texts[rows], queries, query_mask, text_positive, logit_scale)
-    query_count = (query_mask & (same_image & text_mask.any(1)).any(1)).sum()
-    text_count = (text_mask & (same_image & query_mask).any(1, keepdim=True)).sum()
-    return 0.5 * (
-        query_to_text / query_count.clamp(min=1) + text_to_query_weight * text_to_query / text_count.clamp(min=1)
-    )
+    """The 1-to-K loss of queries (B, D) and texts (B, K, D), either of which may be missing, and are 0 then.
+
+    The mean over an anchor's positives of its negative log probabilities is the log-sum-exp over all candidates less
+    the anchor's product with the mean of its positives: no matrix of labels, and no probabilities.
+    """
+    own = slice(None) if anchors is None else anchors
+    present_queries = queries.new_ones(len(queries)) if query_mask is None else query_mask.to(queries.dtype)
+    present_texts = queries.new_ones(texts.shape[:2]) if text_mask is None else text_mask.to(queries.dtype)
+    texts_of_query = _of_same_image(present_texts.sum(1), groups) * present_queries
+    queries_of_text = _of_same_image(present_queries, groups)[:, None] * present_texts
+    sum_of_texts, sum_of_queries = _of_same_image(texts.sum(1), groups), _of_same_image(queries, groups)
+
+    scaled, flat = logit_scale * queries, texts.flatten(0, 1)
+    flat_mask = None if text_mask is None else text_mask.flatten()
+    if anchors is None or anchors == slice(0, len(queries)):
+        to_text, to_query = product_logsumexp(scaled, flat, query_mask, flat_mask, both=True, is_tiled=is_tiled)
+        assert to_query is not None
+    else:
+        to_text = product_logsumexp(scaled[own], flat, None, flat_mask, both=False, is_tiled=is_tiled).rows
+        own_flat = texts[own].flatten(0, 1)
+        to_query = product_logsumexp(own_flat, scaled, None, query_mask, both=False, is_tiled=is_tiled).rows
+
+    query_positives = (scaled * sum_of_texts)[own].sum(-1) / texts_of_query[own].clamp(min=1)
+    text_positives = torch.einsum("bkd,bd->bk", texts[own], logit_scale * sum_of_queries[own])
+    query_terms = to_text - query_positives
+    text_terms = to_query.view(-1, texts.shape[1]) - text_positives / queries_of_text[own].clamp(min=1)
+    # NaN of an anchor that counts must show; what counts for nothing may be anything.
+    query_sum = torch.where(texts_of_query[own] > 0, query_terms, 0.0).sum()
+    text_sum = torch.where(queries_of_text[own] > 0, text_terms, 0.0).sum()
+    query_count, text_count = (texts_of_query > 0).sum(), (queries_of_text > 0).sum()
+    return 0.5 * (query_sum / query_count.clamp(min=1) + text_to_query_weight * text_sum / text_count.clamp(min=1))
 
 
 def one_to_k_contrastive_loss(
@@ -119,6 +144,7 @@ def one_to_k_contrastive_loss(
     image_ids: Tensor | None = None,
     text_to_image_weight: float = 1.0,
     anchors: slice | None = None,
+    is_tiled: bool | None = None,
 ) -> Tensor:
     r"""1-to-K contrastive loss: each image against its K translations at once, every language alike.
 
@@ -133,6 +159,10 @@ def one_to_k_contrastive_loss(
     is CLIP's symmetric loss. Both directions are means; the authors' published code weights text→image by 1/K, which
     ``text_to_image_weight=1 / K`` reproduces.
 
+    The loss has two forms, dense and tiled, with one result: see
+    :func:`~ccr_lightning.functional.logsumexp.product_logsumexp`. The tiled one needs no memory for the (B, B K)
+    logits.
+
     Rows with the same image id are positives of each other: an anchor's term is then the mean over its positives. A
     missing caption is neither anchor nor candidate; an image without any positive caption is left out of the mean of
     image→text, and stays a candidate of text→image.
@@ -146,6 +176,7 @@ def one_to_k_contrastive_loss(
         text_to_image_weight: Weight w of the direction text→image.
         anchors: Rows whose terms are summed, for a process that owns only these rows of the gathered batch. The result
             is their share of the loss: the shares of a partition of the rows add up to the loss.
+        is_tiled: Which form to compute; by default the tiled one where it is large.
 
     Returns:
         Scalar, not negative, at least in float32. 0 (with a graph) if there is no caption at all; NaN if an embedding
@@ -161,17 +192,17 @@ def one_to_k_contrastive_loss(
         >>> torch.testing.assert_close(2 * loss, torch.tensor(3.0).log())
     """
     batch = embedded_batch(image_embeds, text_embeds, logit_scale, caption_mask, image_ids)
-    every_image = batch.same_image.diagonal()
     with torch.autocast(batch.images.device.type, enabled=False):
         return _symmetric_loss(
             batch.images,
-            every_image,
+            None,
             batch.texts,
-            batch.caption_mask,
-            batch.same_image,
+            caption_mask,
+            None if image_ids is None else _groups(image_ids),
             batch.logit_scale,
             text_to_image_weight,
             anchors,
+            is_tiled,
         )
 
 
@@ -184,6 +215,7 @@ def english_pivot_contrastive_loss(
     caption_mask: Tensor | None = None,
     image_ids: Tensor | None = None,
     anchors: slice | None = None,
+    is_tiled: bool | None = None,
 ) -> Tensor:
     """The cross-lingual objective that the 1-to-K loss is compared with: everything goes through one pivot language.
 
@@ -200,6 +232,7 @@ def english_pivot_contrastive_loss(
         caption_mask: (B, K) bool, False where an image has no caption in a language; by default all are there.
         image_ids: (B,), equal for rows that show the same image; by default every row shows another one.
         anchors: Rows whose terms are summed, as for ``one_to_k_contrastive_loss``.
+        is_tiled: Which form to compute, as for ``one_to_k_contrastive_loss``.
 
     Returns:
         Scalar, not negative, at least in float32; NaN if an embedding that takes part is NaN.
@@ -218,14 +251,20 @@ def english_pivot_contrastive_loss(
     if not 0 <= pivot < n_languages:
         raise CCRError(f"pivot is {pivot}, but text_embeds has {n_languages} languages: pass 0 to {n_languages - 1}.")
 
-    def clip_loss(queries: Tensor, query_mask: Tensor, language: int) -> Tensor:
-        texts, text_mask = batch.texts[:, language : language + 1], batch.caption_mask[:, language : language + 1]
-        return _symmetric_loss(queries, query_mask, texts, text_mask, batch.same_image, batch.logit_scale, 1.0, anchors)
+    def of_language(language: int) -> Tensor | None:
+        return None if caption_mask is None else caption_mask[:, language]
+
+    groups = None if image_ids is None else _groups(image_ids)
+
+    def clip_loss(queries: Tensor, query_mask: Tensor | None, language: int) -> Tensor:
+        texts, text_mask = batch.texts[:, language : language + 1], of_language(language)
+        text_mask = None if text_mask is None else text_mask[:, None]
+        return _symmetric_loss(queries, query_mask, texts, text_mask, groups, batch.logit_scale, 1.0, anchors, is_tiled)
 
     with torch.autocast(batch.images.device.type, enabled=False):
-        loss = clip_loss(batch.images, batch.same_image.diagonal(), pivot)
+        loss = clip_loss(batch.images, None, pivot)
         others = [
-            clip_loss(batch.texts[:, pivot], batch.caption_mask[:, pivot], language)
+            clip_loss(batch.texts[:, pivot], of_language(pivot), language)
             for language in range(n_languages)
             if language != pivot
         ]

@@ -86,16 +86,18 @@ def draw_matching(
     with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
         batch = embedded_batch(image_embeds, text_embeds, logit_scale, caption_mask, image_ids)
         mask, different = batch.caption_mask, ~batch.same_image
-        n_images, n_languages = mask.shape
-        rows = torch.arange(n_images, device=mask.device)
-        logits = batch.logit_scale * (batch.images @ batch.texts.flatten(0, 1).T)  # (B, B * K)
-        logits = logits.masked_fill(~mask.flatten(), torch.finfo(logits.dtype).min)
-        weights = logits.softmax(1)
+        shape = (len(mask), *mask.shape)  # each image, with the captions of each
+        rows = torch.arange(len(mask), device=mask.device)
+        scaled = batch.logit_scale * batch.images
+        logits = scaled @ batch.texts.flatten(0, 1).T
+        if caption_mask is not None:
+            logits.masked_fill_(~mask.flatten(), torch.finfo(logits.dtype).min)
+        weights = logits.softmax(1).view(shape)
 
         if positive_language == "least_likely":
-            preference = weights.max() - weights.view(n_images, n_images, n_languages)[rows, rows]
+            preference = weights.max() - weights[rows, rows]
         elif positive_language == "least_similar":
-            preference = logits.max() - logits.view(n_images, n_images, n_languages)[rows, rows]
+            preference = logits.max() - logits.view(shape)[rows, rows]
         elif positive_language == "uniform":
             preference = torch.ones(mask.shape, device=mask.device)
         else:
@@ -104,11 +106,18 @@ def draw_matching(
             )
         language = _draw_index(torch.where(mask, preference + _FLOOR, 0.0), generator)
 
-        image_weights = logits[:, rows * n_languages + language].softmax(0).T  # (B texts, B images)
+        image_weights = (batch.texts[rows, language] @ scaled.T).softmax(1)
         negative_image = _draw_index(torch.where(different, image_weights + _FLOOR, 0.0), generator)
-        text_candidate = (different[:, :, None] & mask).flatten(1)
-        negative_text = _draw_index(torch.where(text_candidate, weights + _FLOOR, 0.0), generator)
-        return MatchingDraw(language, negative_image, negative_text, mask.any(1) & text_candidate.any(1))
+
+        # First the image that the text is of, then which of its texts: the same probabilities from fewer numbers.
+        weights += _FLOOR
+        if caption_mask is not None:
+            weights *= mask
+        of_image = _draw_index(torch.where(different, weights.sum(2), 0.0), generator)
+        negative_text = of_image * mask.shape[1] + _draw_index(weights[rows, of_image], generator)
+
+        has_text = mask.any(1)
+        return MatchingDraw(language, negative_image, negative_text, has_text & (different & has_text).any(1))
 
 
 def matching_loss(logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

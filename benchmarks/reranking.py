@@ -230,7 +230,8 @@ def main() -> None:
     )
     print(f"{all_pairs:,} pairs asked for, of which {sum(counted):,} are distinct; ranks equal")
     print(f"pairs a CPU second: usual {slow:,.0f}, here {fast:,.0f} (images and captions encoded once more included)")
-    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    ratio, distinct = statistics.median(ratios), sum(counted) / all_pairs
+    print(f"ratio {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}); by distinct pairs {ratio * distinct:.2f}")
     print(f"share of the arithmetic floor {statistics.median(shares):.2f}")
 
 

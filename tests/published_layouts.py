@@ -49,15 +49,21 @@ def init_arguments(init_args: Mapping[str, Any]) -> list[str]:
     ]
 
 
-Writer = Callable[[Path, Sequence[str], Records], Layout]
+Writer = Callable[..., Layout]
 
 
 # ---- Multi30K
 
 
-def multi30k_task_1(folder: Path, languages: Sequence[str], records: Records, ending: str = "") -> Layout:
+def multi30k_task_1(
+    folder: Path,
+    languages: Sequence[str],
+    records: Records,
+    ending: str = "",
+    published: Mapping[str, str] | None = None,
+) -> Layout:
     """Aligned lines; a language that an image lacks is a line of white space."""
-    published = {"train": "train", "val": "val", "test": "test_2016_flickr"}
+    published = {"train": "train", "val": "val", "test": "test_2016_flickr"} | dict(published or {})
     named = _named(records, _flickr_name)
     for split, of in named.items():
         _write(folder / f"task1/image_splits/{published[split]}.txt", _lines(name for name, _ in of))

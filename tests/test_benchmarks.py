@@ -70,10 +70,10 @@ def command(tmp_path_factory, trained_run, pictures):
             folder, languages = tmp_path_factory.mktemp(name), languages_of(name)
             splits = ("train", "test") if name == "xflickrco" else pictures
             records = {split: selected(pictures[split], languages, name) for split in splits}
-            written[name] = WRITERS[LAYOUTS[name]](folder, languages, records)
+            more = settings_of(name)["data"]["source"]["init_args"].get("splits", {})
+            published = {"published": more} if LAYOUTS[name] == "multi30k-task1" else {}
+            written[name] = WRITERS[LAYOUTS[name]](folder, languages, records, **published)
         init_args = {**written[name].init_args, "languages": languages_of(name)}
-        if LAYOUTS[name] == "multi30k-task1":
-            init_args["splits"] = {"test": "test_2016_flickr"}  # the layout of all of them
         given = init_arguments(init_args)
         return ["test", "--ckpt_path", str(trained_run), "--config", str(CONFIGS / f"{name}.yaml"), *given]
 
@@ -189,7 +189,8 @@ def test_several_in_one_call(own_copies, trained_run, tmp_path, capfd):
     settings["data"]["source"]["init_args"]["annotations"] = "nowhere"
     Path(wit).write_text(yaml.safe_dump(settings))
     places = ["--runs_dir", str(tmp_path / "runs"), "--model.protocol.rerank_depth=4"]
-    assert main(["test", "--ckpt_path", str(trained_run), "--benchmarks", wit, coco, *places]) == 1
+    several = ["--benchmarks", wit, f"--benchmarks={coco}"]
+    assert main(["test", "--ckpt_path", str(trained_run), *several, *places]) == 1
     out, errors = capfd.readouterr()
     assert re.findall(r"^\[\d of 2\] .*$", out, re.MULTILINE) == [f"[1 of 2] {wit}", f"[2 of 2] {coco}"]
     first, last = errors.splitlines()
@@ -208,14 +209,36 @@ def test_several_in_one_call(own_copies, trained_run, tmp_path, capfd):
         (("nowhere.yaml",), "nowhere.yaml: there is no such file; check the path."),
         (("{xtd}", "{xtd}"), "--benchmarks: 2 files are called xtd, whose results would go to one folder: rename one."),
         (("{xtd}", "--name", "x"), "--name is one folder: leave it out with --benchmarks, whose results go to "),
+        (("{xtd}", "--config", "{wit}"), "{wit}: this names a data.source, and so do the benchmarks; pass it with --b"),
+        (("{part}",), "{part}: this names no data.source, so it is no benchmark; pass it with --config."),
     ],
 )
 def test_several_that_cannot_be(arguments, says, trained_run, capsys):
-    given = [argument.format(xtd=CONFIGS / "xtd.yaml") for argument in arguments]
+    part = CONFIGS.parent / "finetune" / "at_384px.yaml"
+    files = {"xtd": CONFIGS / "xtd.yaml", "wit": CONFIGS / "wit.yaml", "part": part}
+    given = [argument.format(**files) for argument in arguments]
     assert main(["test", "--ckpt_path", str(trained_run), "--benchmarks", *given]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {says}")
+    assert error.startswith(f"error: {says.format(**files)}")
     assert error.count("\n") == 1
+
+
+def test_several_are_not_for_torchrun(trained_run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["test", "--ckpt_path", str(trained_run), "--benchmarks", str(CONFIGS / "xtd.yaml")]) == 1
+    assert capsys.readouterr().err.startswith("error: --benchmarks starts its own processes: leave torchrun out, or ")
+
+
+def test_only_what_was_written_now_is_shown(own_copies, trained_run, tmp_path, capfd):
+    """Beside the run, where an earlier test has left re-ranked results; the last --runs_dir counts."""
+    (wit,) = own_copies("wit")
+    old = tmp_path / "runs" / f"{trained_run.name}-wit"
+    old.mkdir(parents=True)
+    (old / "results-reranked.json").write_text("{}")
+    places = ["--runs_dir", str(tmp_path / "others"), f"--runs_dir={tmp_path / 'runs'}"]
+    assert main(["test", *places, "--benchmarks", wit, "--ckpt_path", str(trained_run)]) == 0
+    rows = [line for line in capfd.readouterr().out.splitlines() if line.startswith("│ tiny")]
+    assert len(rows) == 1
 
 
 RANK = """
@@ -271,6 +294,25 @@ def test_two_ranks_find_what_one_finds(name, command, two_ranks, tmp_path, monke
     for alone, together in zip(documents(tmp_path / folder), documents(two_ranks / folder), strict=True):
         assert (alone.pop("ran_on")["devices"], together.pop("ran_on")["devices"]) == (1, 2)
         assert alone == together
+
+
+@pytest.mark.ddp
+def test_results_of_all_of_them_are_one_table(two_ranks, trained_run, capsys):
+    """Each benchmark has columns of its own, those of the paper's table if it is in it."""
+    folders = [str(two_ranks / f"{trained_run.name}-{name}") for name in LAYOUTS]
+    assert main(["results", *folders, "--published", "--format", "csv"]) == 0
+    header, *rows = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    for cells in rows:
+        row = dict(zip(header, cells, strict=True))
+        if row["model"].startswith("CCR^10-E"):
+            paper = {name for name, value in row.items() if value}
+        if row["model"] == trained_run.name:
+            mine = {name for name, value in row.items() if value}
+    assert paper < mine == set(header)
+    for name, place in (("multi30k_2016", "Multi30K cs"), ("multi30k_2018", "Multi30K 2018_flickr cs")):
+        (document, _) = documents(two_ranks / f"{trained_run.name}-{name}")
+        row = next(cells for cells in rows if cells[0] == trained_run.name)
+        assert float(row[header.index(place)]) == pytest.approx(100 * document["language_means"]["cs"]["mean_recall"])
 
 
 @pytest.mark.ddp

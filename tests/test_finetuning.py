@@ -133,7 +133,7 @@ def test_configurations_run(name, trained_run, pictures, tmp_path, capsys):
     if name == "flickr30k_en":
         del init_args["languages"]
     held_out = []
-    if name == "coco_all":
+    if name in ("coco_en", "coco_all"):
         held_out = list(layout.ids["train"])[:2]
         (tmp_path / "held_out.txt").write_text("\n".join(held_out))
         init_args["held_out"] = [str(tmp_path / "held_out.txt")]
@@ -207,14 +207,20 @@ def test_a_run_resumes_without_what_it_started_from(finetune, tmp_path, trained_
     once, twice = weights(whole)["state_dict"], weights(tmp_path / "parts")["state_dict"]
     assert all(torch.equal(tensor, twice[name]) for name, tensor in once.items())
     assert not list((tmp_path / "cache").glob("*tokenizer*"))
+    # The command that it was started with does it too, here with nothing left to train.
+    status, run = finetune("--model.lr=1e-3", "--trainer.max_epochs=3", "--resume=auto", start=copy)
+    assert status == 0
+    assert run == whole
 
 
-def test_weights_of_timm_are_not_asked_for_again(finetune, trained_run, tmp_path, capsys):
+@pytest.mark.parametrize("asked_for", [{"pretrained_file": "gone.pt"}, {"pretrained": True}])
+def test_weights_of_timm_are_not_asked_for_again(asked_for, finetune, trained_run, tmp_path, capsys, monkeypatch):
     """Nor do all other parts count as new beside them."""
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("weights were asked for"))
     copy = tmp_path / "pretrained"
     shutil.copytree(trained_run, copy)
     config = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
-    config["model"]["retriever"]["init_args"]["image_encoder"]["init_args"] |= {"pretrained_file": "gone.pt"}
+    config["model"]["retriever"]["init_args"]["image_encoder"]["init_args"] |= asked_for
     (copy / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     status, run = finetune("--model.lr=1e-3", start=copy)
     assert status == 0
@@ -240,16 +246,84 @@ def test_images_may_have_another_size(finetune):
             r"--init_from .*best\.ckpt: the checkpoint is of another architecture: 4 of \d+ tensors differ, first "
             r"'retriever.image_projection.weight' \(8, 64\) in the model and \(16, 64\) in the checkpoint",
         ),
-        (None, ("--data.tokenizer.init_args.max_tokens=80",), "the text encoder has only 40 positions"),
+        (
+            None,
+            ("--data.tokenizer.init_args.max_tokens=80",),
+            "positions: pass --data.tokenizer.init_args.max_tokens 40",
+        ),
+        ("", (), "--init_from : there is no checkpoint at checkpoints/best.ckpt; check the path."),
     ],
 )
 def test_what_does_not_fit(start, arguments, says, finetune, trained_run, capsys):
-    status, run = finetune(*arguments, start=start or trained_run)
+    status, run = finetune(*arguments, start=trained_run if start is None else start)
     error = capsys.readouterr().err
     assert status == 1
     assert re.search(says, error)
     assert error.count("\n") == 1
-    assert not (run / "config.yaml").exists()
+    assert not run.exists()
+
+
+def test_checkpoints_that_are_damaged_or_alone(finetune, trained_run, tmp_path, capsys):
+    path = tmp_path / "damaged" / "checkpoints" / "best.ckpt"
+    shutil.copytree(trained_run, path.parents[1])
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 3, len(content) // 3 + 8):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    assert finetune(start=path.parents[1])[0] == 1
+    assert "best.ckpt: the checkpoint cannot be read (BadZipFile), it is damaged" in capsys.readouterr().err
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(trained_run / "checkpoints" / "best.ckpt", alone)
+    assert finetune(start=alone)[0] == 1
+    error = capsys.readouterr().err
+    assert re.search(
+        r"--init_from .*alone\.ckpt: there is no .*config\.yaml, which a run has; pass a run, a check", error
+    )
+    whole = yaml.safe_load((trained_run / "config.yaml").read_text(encoding="utf-8"))
+    data = {name: whole["data"][name] for name in ("tokenizer", "transform")}
+    (tmp_path / "model.yaml").write_text(json.dumps({"model": whole["model"], "data": data}))
+    assert finetune("--config", tmp_path / "model.yaml", "--model.protocol.mrv_languages=null", start=alone)[0] == 0
+
+
+def test_another_run_is_not_resumed_at_the_same_time(finetune, trained_run, capsys):
+    status, _ = finetune("--resume", trained_run / "checkpoints" / "last.ckpt")
+    assert status == 1
+    assert "--init_from starts anew and --resume " in capsys.readouterr().err
+
+
+def test_swin_is_fine_tuned_at_384_pixels(finetune, tiny_config, of_multi30k, tmp_path, capsys):
+    """By at_384px.yaml, from a run at 224: the tables of relative positions grow, all else is the run's."""
+    (jsonl,) = (argument.partition("=")[2] for argument in of_multi30k if ".root=" in argument)
+    config = tiny_config({}, tmp_path / "cache")
+    config["data"]["source"] = {
+        "class_path": "ccr_lightning.data.sources.multi30k.Multi30K",
+        "init_args": {"root": jsonl, "image_root": f"{jsonl}/flickr30k-images", "languages": ["en", "de"]},
+    }
+    retriever = config["model"]["retriever"]["init_args"]
+    sizes = {"depths": [1, 1, 1, 1], "embed_dim": 8, "num_heads": [1, 1, 1, 1]}
+    retriever["image_encoder"]["init_args"] = {
+        "name": "swin_base_patch4_window7_224",
+        "image_size": 224,
+        "model_args": sizes,
+    }
+    config["data"]["transform"]["init_args"] = {"image_size": 224}
+    config["data"]["batch_size"] = 4
+    config["trainer"] |= {"max_epochs": 1, "limit_test_batches": 0}
+    (tmp_path / "swin.yaml").write_text(json.dumps(config))
+    assert main(["fit", "--config", str(tmp_path / "swin.yaml"), "--runs_dir", str(tmp_path / "runs")]) == 0
+    at_384 = ["--config", CONFIGS / "at_384px.yaml", "--trainer.limit_test_batches=0", "--model.lr=0"]
+    status, run = finetune(*at_384, f"--name=swin-{CONFIGS.stem}", start=tmp_path / "runs" / "swin")
+    assert status == 0
+    assert "best.ckpt, 4 tensors of the image encoder resampled to its image size\n" in capsys.readouterr().out
+    before, after = (
+        weights(of)["state_dict"] for of in (tmp_path / "runs" / "swin", run.with_name(f"swin-{CONFIGS.stem}"))
+    )
+    for name, tensor in before.items():
+        if name.endswith("relative_position_bias_table"):
+            assert (tensor.shape[0], after[name].shape[0]) == (13**2, 23**2)
+            torch.testing.assert_close(after[name][23**2 // 2], tensor[13**2 // 2])  # the offset of 0
+        else:
+            assert after[name].equal(tensor)
 
 
 def test_a_configuration_without_a_run_to_start_from(of_multi30k, tmp_path, capsys):

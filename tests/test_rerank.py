@@ -276,6 +276,37 @@ def test_images_without_a_caption_are_not_read(retriever, embeddings, reader, mo
     assert found["text_to_image"][0].gallery == 3
 
 
+def test_items_that_tie_at_the_depth_are_not_re_ranked(retriever, embeddings, reader, pairs):
+    """Two images alike: where only one of them is among the first n, which one is up to the order of the data."""
+    image_embeds = embeddings.image_embeds.clone()
+    image_embeds[2] = image_embeds[1]
+    with_twins = embeddings._replace(image_embeds=image_embeds)
+    _, score = pairs
+    image = dict(zip(embeddings.image_ids.tolist(), image_embeds.double(), strict=True))
+    cut_between_twins = 0
+    for depth in range(1, len(image_embeds)):
+        (found,) = rerank(retriever, with_twins, [with_twins], reader, depth)
+        for language, of in found["text_to_image"].items():
+            chosen = (embeddings.text_languages == language).nonzero().flatten().tolist()
+            described = sorted({int(embeddings.text_ids[row]) for row in chosen})
+            if depth >= len(described):
+                continue
+            expected = []
+            for row in chosen:
+                own = int(embeddings.text_ids[row])
+                text = embeddings.text_embeds[row].double()
+                similarity = {i: (text * image[i]).sum().item() for i in described}
+                left_out = sorted(similarity.values(), reverse=True)[depth]
+                first = [i for i in described if similarity[i] > left_out]
+                cut_between_twins += len(first) < depth and own in first
+                if own in first:
+                    expected.append(1 + sum(score[row, i] >= score[row, own] for i in first if i != own))
+                else:
+                    expected.append(1 + sum(similarity[i] >= similarity[own] for i in described if i != own))
+            assert of.ranks.tolist() == expected
+    assert cut_between_twins > 0
+
+
 @pytest.mark.parametrize("depth", [1, 3, 6])
 def test_nothing_is_made_of_a_tie(retriever, embeddings, reader, depth):
     """All embeddings alike: which items are the first n is up to the order of the data; re-ranking changes nothing."""

@@ -138,17 +138,17 @@ def test_mrv_that_means_nothing_is_null_and_says_why(given, options, reason, nam
     [
         ({d: {} for d in DIRECTIONS}, LANGUAGES, {}, "ranks of at least one language"),
         (ranks(), LANGUAGES[:3], {}, "a name for each index"),
-        (
-            ranks(),
-            LANGUAGES,
-            {"protocol": EvaluationProtocol(mrv_languages=["en", "de"])},
-            "MRV is asked for over 'de', but captions are there in",
-        ),
     ],
 )
 def test_results_that_cannot_be(given, names, options, message):
     with pytest.raises(CCRError, match=message):
         retrieval_results(given, names, **options)
+
+
+def test_mrv_over_a_language_that_is_not_there_is_none():
+    results = retrieval_results(ranks(), LANGUAGES, protocol=EvaluationProtocol(mrv_languages=[LANGUAGES[0], "de"]))
+    assert results["mrv"]["mean"] is None
+    assert results["mrv"]["reason"] == "there is no caption in de"
 
 
 def test_document(tmp_path):

@@ -134,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except KeyboardInterrupt:  # during the imports; later the command itself says how to go on
-        goes_on = "what is finished stays" if args[0] == "data" else "a run that has begun goes on with --resume auto"
-        print(f"error: interrupted: start it again; {goes_on}.", file=sys.stderr)
+        goes_on = {"data": "; what is finished stays", "fit": "; a run that has begun goes on with --resume auto"}
+        print(f"error: interrupted: start it again{goes_on.get(args[0], '')}.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -183,11 +183,13 @@ def _dispatch(args: list[str]) -> int:
     if len(args) == 1 or any(arg in ("-h", "--help") for arg in args[1:]):
         print(COMMAND_HELP[command], end="")
         return 0
-    from ccr_lightning.cli import benchmarks
+    from ccr_lightning.cli.arguments import is_given
     from ccr_lightning.cli.run_config import add_run_config, start_from_run
 
-    if command == "test" and benchmarks.is_asked_for(args):
-        return benchmarks.run(args)
+    if command == "test" and is_given(args, "--benchmarks"):
+        from ccr_lightning.cli.benchmarks import run as run_benchmarks
+
+        return run_benchmarks(args)
     args = start_from_run(args) if command == "fit" else add_run_config(args)
     from ccr_lightning.cli.training import run
 

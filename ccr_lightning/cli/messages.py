@@ -10,7 +10,6 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +122,6 @@ def load_config(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CCRError(f"{path}: this is no configuration; it must have the keys model, data and trainer.")
     return content
-
-
-def given_configs(args: Sequence[str]) -> list[str]:
-    """Return the configuration files that a command line names.
-
-    Example:
-        >>> given_configs(["fit", "--config", "a.yaml", "-c=b.yaml"])
-        ['b.yaml', 'a.yaml']
-    """
-    given = [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
-    return given + [path for arg, path in pairwise(args) if arg in ("-c", "--config")]
 
 
 def _explain_class(message: str, configs: Sequence[str]) -> str | None:

@@ -17,7 +17,7 @@ Shows the test results of several runs side by side, in the layout of the paper'
 and without re-ranking, and columns for each benchmark. 'ccr test --config configs/test/X.yaml' writes them to RUN-X/.
 
 arguments:
-  RUN                   the folder of a run or of a test of it, or a results file
+  RUN                   the folder of a run or of a test of it (without results it is passed over), or a results file
 
 options:
   --format F            table (default), markdown, latex (needs the package booktabs) or csv (unrounded)

@@ -8,11 +8,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ccr_lightning.cli.messages import given_configs, load_config
+from ccr_lightning.cli.arguments import given_configs, is_given, last_value, values_of, without
+from ccr_lightning.cli.messages import load_config
 from ccr_lightning.errors import CCRError
 
 # What another source has its own of.
@@ -56,29 +56,50 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     Raises:
         CCRError: There is no such checkpoint, or a configuration cannot be read.
     """
-    args = with_values_apart(args, "--init_from")
     configs = given_configs(args)
-    on_command_line = "--init_from" in args[:-1]
-    if on_command_line:
-        given = args[args.index("--init_from") + 1]
-    else:
-        given = next((str(of) for path in configs[::-1] if (of := load_config(path).get("init_from"))), "")
-    if not given:
-        return args
-    if not Path(given).exists() and any(arg.split("=", 1)[0] == "--resume" for arg in args):
-        return args
+    on_command_line = last_value(args, "--init_from")
+    given = on_command_line
+    if given is None:
+        given = next((str(of) for path in configs[::-1] if (of := load_config(path).get("init_from"))), None)
+    if given is None:
+        return list(args)
+    path, added = Path(given), []
+    name = last_value(args, "--name")
+    if name is None and on_command_line is not None:
+        run = path.absolute().parent.parent if path.suffix == ".ckpt" else path
+        name = f"{run.name}-{Path(configs[-1]).stem if configs else args[0]}"
+        added = ["--name", name]
+    own = Path(last_value(args, "--runs_dir") or "runs") / str(name) / "config.yaml"
+    if not path.exists() and is_given(args, "--resume") and own.is_file():
+        return [args[0], "--config", _part_of_the_weights(own), *added, *args[1:]]
     checkpoint, run = find_checkpoint("--init_from", given)
-    added = []
     if (file := run / "config.yaml").is_file():
-        config = _with_own_weights(load_config(str(file)))
-        base = {
+        added += ["--config", _part_of_the_weights(file)]
+    elif not any(map(_names_a_model, configs)):
+        raise CCRError(
+            f"--init_from {given}: there is no {file}, which a run has; pass a run, a checkpoint in the folder of its "
+            "run, or --config with the model too."
+        )
+    return [args[0], *added, *args[1:], "--init_from", str(checkpoint)]
+
+
+def _names_a_model(config: str) -> bool:
+    model: Any = load_config(config).get("model")
+    if isinstance(model, str):
+        model = load_config(str(Path(config).parent / model))
+    retriever = model.get("retriever") if isinstance(model, dict) else None
+    return isinstance(retriever, str) or (isinstance(retriever, dict) and "class_path" in retriever)
+
+
+def _part_of_the_weights(file: Path) -> str:
+    """The path of a configuration with what belongs to the weights of the run that the file is of."""
+    config = _with_own_weights(load_config(str(file)))
+    return _temporary_config(
+        {
             part: {name: config[part][name] for name in names if name in (config.get(part) or {})}
             for part, names in _OF_THE_WEIGHTS.items()
         }
-        added += ["--config", _temporary_config(base)]
-    if on_command_line and not any(arg.split("=", 1)[0] == "--name" for arg in args):
-        added += ["--name", f"{run.name}-{Path(configs[-1]).stem if configs else args[0]}"]
-    return [args[0], *added, *args[1:], "--init_from", str(checkpoint)]
+    )
 
 
 def add_run_config(args: Sequence[str]) -> list[str]:
@@ -93,15 +114,14 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     Raises:
         CCRError: There is no such checkpoint, the run has no configuration and none is given, or one cannot be read.
     """
-    args = with_values_apart(args, "--ckpt_path")
-    if any(arg.split("=", 1)[0] == "--init_from" for arg in args):
+    if is_given(args, "--init_from"):
         raise CCRError(f"--init_from is for ccr fit: ccr {args[0]} scores the weights that --ckpt_path names.")
-    if "--ckpt_path" not in args and any(arg in ("--help_all", "--print_config") for arg in args):
-        return args
-    place = place_of_checkpoint(args)
-    given = args[place]
+    given = last_value(args, "--ckpt_path")
+    if given is None and any(arg in ("--help_all", "--print_config") for arg in args):
+        return list(args)
+    given = given_checkpoint(args)
     checkpoint, run = find_checkpoint("--ckpt_path", given)
-    args[place] = str(checkpoint)
+    args = [*without(args, "--ckpt_path"), "--ckpt_path", str(checkpoint)]
     configs = given_configs(args)
     file = run / "config.yaml"
     if not file.is_file():
@@ -118,30 +138,20 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     base = _temporary_config(config if source is None else _without_source(config))
     name = run.name if source is None else f"{run.name}-{source}"
     places = {"--runs_dir": str(run.parent), "--name": name}  # the run may have moved since it was made
-    options = {arg.split("=", 1)[0] for arg in args}
-    added = [part for option, value in places.items() if option not in options for part in (option, value)]
+    added = [part for option, value in places.items() if not is_given(args, option) for part in (option, value)]
     return [args[0], "--config", base, *added, *_without_config(args[1:], file)]
 
 
-def place_of_checkpoint(args: Sequence[str]) -> int:
-    """Returns where among a command and its arguments the value of ``--ckpt_path`` is.
+def given_checkpoint(args: Sequence[str]) -> str:
+    """Returns the value of ``--ckpt_path`` of a command and its arguments.
 
     Raises:
         CCRError: It is not there.
     """
-    if "--ckpt_path" not in args[:-1]:
+    given = last_value(args, "--ckpt_path")
+    if given is None:
         raise CCRError(f"ccr {args[0]} needs --ckpt_path: a checkpoint or the folder of a run, such as runs/pretrain.")
-    return list(args).index("--ckpt_path") + 1
-
-
-def with_values_apart(args: Sequence[str], option: str) -> list[str]:
-    """Returns the arguments with ``option=value`` in two.
-
-    Example:
-        >>> with_values_apart(["test", "--ckpt_path=runs/a", "--x=1"], "--ckpt_path")
-        ['test', '--ckpt_path', 'runs/a', '--x=1']
-    """
-    return [part for arg in args for part in (arg.split("=", 1) if arg.startswith(f"{option}=") else [arg])]
+    return given
 
 
 def _without_config(args: Sequence[str], file: Path) -> list[str]:
@@ -170,10 +180,8 @@ def _other_source(args: Sequence[str], configs: Sequence[str]) -> str | None:
         source = data.get("source") if isinstance(data, dict) else None
         if source is not None and (isinstance(source, str) or "class_path" in source):
             name = Path(path).stem
-    parts = [part for arg in args for part in arg.split("=", 1)]
-    for option, value in pairwise(parts):
-        if option in ("--data.source", "--data.source.class_path"):
-            name = value.rpartition(".")[2].lower()
+    for value in values_of(args, "--data.source", "--data.source.class_path"):
+        name = value.rpartition(".")[2].lower()
     return name
 
 

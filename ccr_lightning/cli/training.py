@@ -19,7 +19,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ccr_lightning.cli.messages import explain_parse_error, given_configs, own_cause
+from ccr_lightning.cli.arguments import given_configs
+from ccr_lightning.cli.messages import explain_parse_error, own_cause
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.errors import CCRError
@@ -115,7 +116,13 @@ class TrainingCLI(LightningCLI):
         self.resume_from = None
         if self.subcommand == "fit":
             self.resume_from = self.folder.resume_from(settings.pop("resume"))
+            if self.resume_from and settings.init_from and self.resume_from.parent != self.folder.checkpoints:
+                raise CCRError(
+                    f"--init_from starts anew and --resume {self.resume_from} goes on with another run: give one only."
+                )
             start = self.resume_from or settings.init_from
+            if start is not None and not Path(start).is_file():
+                raise CCRError(f"--init_from {start}: there is no such checkpoint; check the path.")
             self.start = None if start is None else AtomicCheckpointIO().load_checkpoint(start, "meta")
             _prepare_data(settings, self.start)
 
@@ -194,6 +201,8 @@ class TrainingCLI(LightningCLI):
                     f"the run was interrupted before its first checkpoint: start anew with {command}"
                 ) from error
             raise CCRError(f"the run was interrupted: continue it with {command}") from error
+        finally:
+            self.folder.remove_if_empty()
 
     def _test_what_was_trained(self) -> None:
         if self._is_trial:
@@ -206,7 +215,7 @@ class TrainingCLI(LightningCLI):
             )
         if part := self._part("test"):
             command = shlex.join(["ccr", "test", "--ckpt_path", str(self.folder.path)])
-            _say(f"not tested: {part}; to test it: {command}")
+            _say(f"not tested: {part}; to test it all the same: {command}")
             return
         if "test" not in self.datamodule.source.splits:
             _say(f"not tested: {self.datamodule.source.name} has no test split")

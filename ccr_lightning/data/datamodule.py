@@ -159,9 +159,10 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._check_languages("required_languages", self.required_languages, self.languages)
         count, most = self.languages_per_step, len(self.languages)
         if count is not None and not max(1, len(self.required_languages)) <= count <= most:
+            least = f"{len(self.required_languages)}, for required_languages," if self.required_languages else "1"
             raise CCRError(
-                f"languages_per_step is {count}; give at most the {most} languages there are, and at least one and the "
-                f"{len(self.required_languages)} of required_languages."
+                f"data.languages_per_step is {count}, and there are {most} languages: give at least {least} and at "
+                f"most {most}, or null for all of them."
             )
 
     def image_names(self, split: str) -> list[str]:

@@ -15,10 +15,15 @@ from ccr_lightning.evaluation.results import FORMAT
 Format = Literal["table", "markdown", "latex", "csv"]
 Rows = Mapping[str, Mapping[tuple[str, str], float]]  # row to (benchmark, number) to value
 
-_NAMES = {"xflickrco": "xFlickr&CO", "wit": "WIT", "multi30k": "Multi30K", "coco": "COCO"}
+_NAMES = {"xflickrco": "xFlickr&CO", "wit": "WIT", "multi30k-task1": "Multi30K", "coco": "COCO"}
 _ORDER = ("xFlickr&CO", "WIT", "Multi30K", "COCO")  # then others, as they come
 _BY_LANGUAGE = ("Multi30K", "COCO")
 _YEAR = "test_2016_flickr"  # the test split of Multi30K that needs no name
+_MEAN_OVER = {  # languages of the paper's means
+    "xFlickr&CO": ("de", "en", "es", "id", "ja", "ru", "tr", "zh"),
+    "WIT": ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi"),
+}
+_MRV_OVER = {"xFlickr&CO": ("en", "de", "ja", "zh"), "Multi30K": ("en", "de", "fr", "cs")}
 
 
 class Result(NamedTuple):
@@ -29,19 +34,20 @@ class Result(NamedTuple):
 
 
 def read_results(paths: Sequence[str | Path]) -> list[Result]:
-    """Read the results of test splits from files, or from the folders of runs.
+    """Read the results of test splits from files, or from the folders of runs, of which some may have none.
 
     Raises:
-        CCRError: A path has none, or a file is none or of another version.
+        CCRError: A path does not exist, none has any results, or a file is none or of another version.
     """
     found: list[Result] = []
     for path in map(Path, paths):
+        if not path.exists():
+            raise CCRError(f"{path}: there is no such run or file; check the path.")
         files = [path] if path.is_file() else sorted(path.glob("results*.json"), key=lambda file: file.stem)
         read = [Result(file, _read(file)) for file in files]
-        tests = [result for result in read if result.document["split"] == "test"]
-        if not tests:
-            raise CCRError(f"{path}: there are no results of a test split here; run ccr test first.")
-        found += tests
+        found += [result for result in read if result.document["split"] == "test"]
+    if not found:
+        raise CCRError(f"{', '.join(map(str, paths))}: there are no results of a test split here; run ccr test first.")
     return found
 
 
@@ -59,16 +65,22 @@ def _read(file: Path) -> Mapping[str, Any]:
 def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]]:
     """Return the row of each model, with and without re-ranking, in percent (MRV and MRSD as they are).
 
-    A model is known by the checkpoint in its run's folder, whatever the folder of the results.
+    A model is named after its run, whatever the folder of the results; where models of one name have different weights,
+    each has a row, with the beginning of its hash.
 
     Raises:
         CCRError: A file lacks something, or two say different things for the same place in the table.
     """
     rows: dict[str, dict[tuple[str, str], float]] = {}
     places: dict[tuple[str, tuple[str, str]], Path] = {}
+    weights: dict[str, set[str]] = {}
+    for path, document in results:
+        weights.setdefault(_run(path, document), set()).add(_sha256(document))
     for path, document in results:
         try:
-            name, columns = _row_name(path, document), _columns(document)
+            run, columns = _run(path, document), _columns(document)
+            name = run if len(weights[run]) == 1 else f"{run} ({_sha256(document)[:6]})"
+            name += _reranking(document)
         except (KeyError, TypeError, AttributeError) as error:
             raise CCRError(f"{path}: something is missing in these results ({error}); run ccr test again.") from error
         for column, value in columns.items():
@@ -78,32 +90,54 @@ def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]
     return rows
 
 
-def _row_name(path: Path, document: Mapping[str, Any]) -> str:
-    checkpoint = document["checkpoint"]["path"]
-    name = path.parent.name if checkpoint is None else Path(checkpoint).absolute().parent.parent.name
+def _run(path: Path, document: Mapping[str, Any]) -> str:
+    checkpoint = (document.get("checkpoint") or {}).get("path")
+    return path.parent.name if checkpoint is None else Path(checkpoint).absolute().parent.parent.name
+
+
+def _sha256(document: Mapping[str, Any]) -> str:
+    return str((document.get("model") or {}).get("sha256"))
+
+
+def _reranking(document: Mapping[str, Any]) -> str:
     if document["ranking"] == "dual_encoder":
-        return name
+        return ""
     protocol = document["protocol"]
     by = "" if protocol["rerank_by"] == "matching" else " by matching and similarity"
-    return f"{name}, re-ranked {protocol['rerank_depth']}{by}"
+    return f", re-ranked {protocol['rerank_depth']}{by}"
 
 
 def _columns(document: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    benchmark = _NAMES.get(document["dataset"], document["dataset"])
+    benchmark, title = _benchmark(document)
     scores = document["folds"] or document
     columns: dict[tuple[str, str], float] = {}
     if benchmark in _BY_LANGUAGE:
         for language, of in scores["language_means"].items():
-            columns[benchmark, language] = 100 * (of if isinstance(of, float) else of["mean_recall"])
+            columns[title, language] = 100 * (of if isinstance(of, float) else of["mean_recall"])
     else:
-        columns[benchmark, "IR"] = 100 * scores["mean_recalls"]["text_to_image"]["recall@1"]
-        columns[benchmark, "TR"] = 100 * scores["mean_recalls"]["image_to_text"]["recall@1"]
+        columns[title, "IR"] = 100 * scores["mean_recalls"]["text_to_image"]["recall@1"]
+        columns[title, "TR"] = 100 * scores["mean_recalls"]["image_to_text"]["recall@1"]
     if document["mrv"]["mean"] is not None:
-        columns[benchmark, "MRV"], columns[benchmark, "MRSD"] = (document[of]["mean"] for of in ("mrv", "mrsd"))
-    split = ((document["source"]["init_args"] or {}).get("splits") or {}).get("test", _YEAR)
-    if benchmark == "Multi30K" and split != _YEAR:
-        return {(f"Multi30K {split.removeprefix('test_')}", name): value for (_, name), value in columns.items()}
+        languages = document["mrv"]["languages"]
+        others = "" if set(languages) == set(_MRV_OVER.get(title, languages)) else f" {' '.join(languages)}"
+        for name in ("MRV", "MRSD"):
+            columns[title, f"{name}{others}"] = document[name.lower()]["mean"]
     return columns
+
+
+def _benchmark(document: Mapping[str, Any]) -> tuple[str, str]:
+    """The benchmark, and what the columns say: the same, and what is scored in another way than the paper's."""
+    dataset, settings = document["dataset"], document["source"]["init_args"] or {}
+    dataset = "xflickrco" if dataset.startswith("xflickrco-") else dataset  # with a few-shot file to train on
+    benchmark = _NAMES.get(dataset, dataset)
+    languages = list(document["language_means"])
+    if benchmark == "Multi30K" and (split := (settings.get("splits") or {}).get("test", _YEAR)) != _YEAR:
+        return benchmark, f"{benchmark} {split.removeprefix('test_')}"
+    if benchmark == "COCO" and not document["folds"] and not settings.get("lists"):
+        return benchmark, f"{benchmark} in one gallery"
+    if set(languages) != set(_MEAN_OVER.get(benchmark, languages)):
+        return benchmark, f"{benchmark} {' '.join(languages)}"
+    return benchmark, benchmark
 
 
 def comparison(rows: Rows, layout: Format) -> str:
@@ -143,4 +177,4 @@ def _place(column: tuple[str, str]) -> tuple[int, str, int]:
     order = _ORDER.index(known) if known in _ORDER else len(_ORDER)
     numbers = ("IR", "TR", "en", "de", "fr", "cs", "zh", "ja")
     last = {"MRV": len(numbers) + 1, "MRSD": len(numbers) + 2}
-    return order, benchmark, numbers.index(name) if name in numbers else last.get(name, len(numbers))
+    return order, benchmark, numbers.index(name) if name in numbers else last.get(name.split()[0], len(numbers))

@@ -67,9 +67,9 @@ def rerank(
     log-odds say how much likelier a pair is than the dual encoder believes.
 
     Candidates beyond ``depth`` keep the dual encoder's order behind the re-ranked ones, so a query whose positives are
-    all beyond keeps its rank (Nie et al., KDD 2024, evaluation; in the authors' code they share one score). So does a
-    query whose best positive ties with items on both sides of ``depth``, and a first result that is among the
-    candidates by the order of the data only counts as none: re-ranking makes nothing of a tie.
+    all beyond keeps its rank (Nie et al., KDD 2024, evaluation; in the authors' code they share one score). Items that
+    tie with one that is left out are left out too: which of them are candidates is a matter of the order of the data,
+    on which nothing depends.
 
     Every pair is scored once, whatever the number of queries, directions and folds that ask for it. The keys and values
     of ``KEPT_BYTES`` of images are on the device at a time (twice while they are put together), with the states of 64
@@ -122,9 +122,9 @@ def _candidates(embeddings: Embeddings, part: Embeddings, depth: int) -> Iterato
         ranks = ranks_by_language(part, direction)
         for language, queries, items in galleries(part, direction):
             if depth > len(items.rows):
+                of = "a gallery" if len(images) == len(embeddings.image_ids) else "the gallery of a fold"
                 raise CCRError(
-                    f"rerank_depth is {depth}, but a gallery has {len(items.rows)} items: give at most "
-                    f"{len(items.rows)}."
+                    f"rerank_depth is {depth}, but {of} has {len(items.rows)} items: give at most {len(items.rows)}."
                 )
             best, by_order = _best(queries.embeds, items.embeds, depth)
             rows = asked[queries.rows], searched[items.rows[best]]
@@ -150,12 +150,13 @@ def _pairs(of: _Candidates, direction: Direction, embeddings: Embeddings) -> Ten
 def _reordered(of: _Candidates, scores: Tensor) -> LanguageRanks:
     ids = of.dual.image_ids
     before = RankCounts(of.dual.ranks - 1 - of.dual.ties, of.dual.ties)
+    scores = scores.masked_fill(of.by_order, scores.min() - 1)  # behind all others, where they were
     is_within = of.dual.ranks <= scores.shape[1]  # and so are all ties of the best positive
     counts = reranked_counts(before, scores, (of.item_ids == ids[:, None]) & is_within[:, None])
-    best = scores == scores.amax(1, keepdim=True)
+    best = (scores == scores.amax(1, keepdim=True)) & ~of.by_order
     lowest = of.item_ids.masked_fill(~best, torch.iinfo(torch.int64).max).amin(1)
     highest = of.item_ids.masked_fill(~best, -1).amax(1)
-    first = torch.where((lowest == highest) & ~(best & of.by_order).any(1), lowest, -1)
+    first = torch.where(lowest == highest, lowest, -1)
     return LanguageRanks(ids, 1 + counts.ahead + counts.tied, of.dual.gallery, counts.tied, first)
 
 

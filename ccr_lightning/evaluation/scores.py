@@ -252,20 +252,17 @@ class _Consistency:
         parallel: bool,
         images: torch.Tensor,
     ) -> None:
-        unknown = [language for language in asked or () if language not in names]
-        if unknown:
-            raise CCRError(
-                f"MRV is asked for over {unknown[0]!r}, but captions are there in {', '.join(names)} only: remove it."
-            )
         self.languages = [name for name in names if asked is None or name in asked]
         self.statistics = (*_SPREADS, "rank1_agreement")
         self.per_image = np.full((len(images), len(self.statistics) * len(DIRECTIONS)), np.nan)
         self.reason: str | None = None
         chosen = [index for index, name in zip(present, names, strict=True) if name in self.languages]
         described = [torch.unique(ranks["image_to_text"][index].image_ids) for index in chosen]
-        _, languages_of_image = torch.unique(torch.cat(described), return_counts=True)
+        _, languages_of_image = torch.unique(torch.cat([images[:0], *described]), return_counts=True)
         self.left_out = int((languages_of_image < len(chosen)).sum())
-        if len(chosen) < 2:
+        if missing := [language for language in asked or () if language not in names]:
+            self.reason = f"there is no caption in {', '.join(missing)}"
+        elif len(chosen) < 2:
             self.reason = "a single language has nothing to be consistent with"
         elif not parallel:
             self.reason = "the captions of the languages are not translations of each other"

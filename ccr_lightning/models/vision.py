@@ -118,8 +118,7 @@ class ImageEncoder(nn.Module):
     def resample(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Fits the state of such an encoder for images of another size to this one, by timm's own rules.
 
-        What depends on the size, such as Swin's tables of relative positions or a ViT's position embeddings, is
-        interpolated (bicubic).
+        Position embeddings and tables of relative positions, which depend on the size, are interpolated (bicubic).
 
         Args:
             state: The ``state_dict`` of an encoder of this architecture.
@@ -128,7 +127,8 @@ class ImageEncoder(nn.Module):
             The state with tensors of this encoder's sizes; of another architecture, the state as it was.
         """
         own, prefix = self.state_dict(), "backbone."
-        if state.keys() != own.keys():
+        different = [name for name in state if name in own and state[name].shape != own[name].shape]
+        if state.keys() != own.keys() or not all("pos" in name for name in different):
             return dict(state)
         backbone = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
         with_heads = timm.create_model(**self._made_as).state_dict() | backbone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CCRError: If it is damaged, or something else than the checkpoint of a run.
         """
         try:
+            if map_location != "meta":  # torch does not compare the checksums that it writes
+                with zipfile.ZipFile(path) as archive:
+                    if (damaged := archive.testzip()) is not None:
+                        raise zipfile.BadZipFile(damaged)
             checkpoint: Any = super().load_checkpoint(path, map_location, weights_only)
         except Exception as error:  # torch.load raises anything from EOFError to RuntimeError
             raise CCRError(
@@ -160,6 +165,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CCRError(f"{self.path}: the folder cannot be made ({error.strerror}); change --runs_dir.") from error
+
+    def remove_if_empty(self) -> None:
+        """Removes the folder if a start that failed has left nothing in it."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def resume_from(self, resume: str | None) -> Path | None:
         """Finds the checkpoint to start from.

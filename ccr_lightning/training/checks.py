@@ -31,8 +31,8 @@ def check_tokenizer(retriever: Retriever, tokenizer: CaptionTokenizer) -> None:
     if tokenizer.max_tokens > text_encoder.max_positions:
         raise CCRError(
             f"the tokeniser allows captions of {tokenizer.max_tokens} tokens but the text encoder has only "
-            f"{text_encoder.max_positions} positions: lower the tokeniser's max_tokens or raise the text encoder's "
-            "max_positions."
+            f"{text_encoder.max_positions} positions: pass --data.tokenizer.init_args.max_tokens "
+            f"{text_encoder.max_positions}, or raise the text encoder's max_positions if it is not trained yet."
         )
 
 

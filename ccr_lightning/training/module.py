@@ -288,8 +288,7 @@ class RetrievalModule(LightningModule):
             )
 
     def _score(self, name: str, embeddings: Embeddings, protocol: EvaluationProtocol) -> dict[str, Any]:
-        protocol, parallel = self._for_languages_of(embeddings, protocol), self._data.source.parallel
-        results = evaluate(embeddings, self._data.languages, protocol=protocol, parallel=parallel)
+        results = evaluate(embeddings, self._data.languages, protocol=protocol, parallel=self._data.source.parallel)
         self._log_results(name, results)
         return results
 
@@ -315,14 +314,6 @@ class RetrievalModule(LightningModule):
         on_device: ImageBatch | CaptionBatch = type(batch)(*(tensor.to(self.device) for tensor in batch))
         normalized: ImageBatch | CaptionBatch = self._data.normalize(on_device)
         return normalized
-
-    def _for_languages_of(self, embeddings: Embeddings, protocol: EvaluationProtocol) -> EvaluationProtocol:
-        """The protocol for the languages that were seen, which are a part of them if the batches were limited."""
-        if protocol.mrv_languages is None:
-            return protocol
-        seen = {self._data.languages[index] for index in torch.unique(embeddings.text_languages).tolist()}
-        languages = [language for language in protocol.mrv_languages if language in seen]
-        return replace(protocol, mrv_languages=languages or None)
 
     def _log_results(self, name: str, results: Mapping[str, Any]) -> None:
         logged = {f"{name}/mean_recall": results["mean_recall"]}

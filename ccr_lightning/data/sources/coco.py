@@ -35,7 +35,8 @@ class Coco:
     Japanese comes from the json files of STAIR Captions (five captions for each of these images) or of YJ Captions
     (26,500 images, about five each), Chinese from the lines ``<image>#<number> TAB <caption>`` of COCO-CN; what a file
     is shows in its content. COCO-CN has splits of its own, lists of 18,341, 1,000 and 1,000 images, which ``lists``
-    puts in the place of Karpathy's; Karpathy's train has images of COCO-CN's test, which ``held_out`` leaves out.
+    puts in the place of Karpathy's; Karpathy's train and val have images of COCO-CN's test, which ``held_out`` leaves
+    out.
 
     Not parallel: the captions are written independently in each language, but for 5,000 of COCO-CN that translate
     English ones, so MRV says little. Captions are taken as they are, a blank one counts as missing; those of an image
@@ -50,7 +51,7 @@ class Coco:
         captions: Language to its files, beside English.
         languages: Languages to yield, in the order of the K axis; by default English and those of ``captions``.
         lists: Split to a file of image names, instead of Karpathy's splits.
-        held_out: Files of names of images that ``train`` is without, such as the lists of COCO-CN's test and val.
+        held_out: Files of names of images that ``train`` and ``val`` are without, such as the lists of COCO-CN's test.
 
     Raises:
         CCRError: A file, record or image is not as described.
@@ -186,7 +187,9 @@ class Coco:
         return None if self._lists is None else find_file(self._lists[split], "correct lists")
 
     def _held_out_files(self, split: str) -> list[Path]:
-        return [find_file(path, "correct held_out") for path in self._held_out] if split == "train" else []
+        return (
+            [find_file(path, "get COCO-CN, or correct held_out") for path in self._held_out] if split != "test" else []
+        )
 
 
 class _Image(NamedTuple):

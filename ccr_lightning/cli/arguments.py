@@ -1,0 +1,58 @@
+"""What a command line says about an option, before the parser that takes seconds to build reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def values_of(args: Sequence[str], *options: str) -> list[str]:
+    """Return the values that options are given, in order, as ``--option value`` or ``--option=value``.
+
+    Example:
+        >>> values_of(["fit", "--config", "a.yaml", "-c=b.yaml", "--config"], "-c", "--config")
+        ['a.yaml', 'b.yaml']
+    """
+    values = []
+    for place, arg in enumerate(args):
+        option, is_given, value = arg.partition("=")
+        if option in options and is_given:
+            values.append(value)
+        elif option in options and place + 1 < len(args):
+            values.append(args[place + 1])
+    return values
+
+
+def last_value(args: Sequence[str], option: str) -> str | None:
+    """Return the value that counts of an option, the last one; None if it is not given.
+
+    Example:
+        >>> last_value(["--name", "a", "--name=b"], "--name"), last_value(["--name"], "--runs_dir")
+        ('b', None)
+    """
+    values = values_of(args, option)
+    return values[-1] if values else None
+
+
+def is_given(args: Sequence[str], option: str) -> bool:
+    """Return whether an option is given, with or without a value."""
+    return any(arg.partition("=")[0] == option for arg in args)
+
+
+def without(args: Sequence[str], option: str) -> list[str]:
+    """Return the arguments without an option and its values.
+
+    Example:
+        >>> without(["test", "--name", "a", "--x=1", "--name=b"], "--name")
+        ['test', '--x=1']
+    """
+    kept: list[str] = []
+    for place, arg in enumerate(args):
+        is_value = place > 0 and args[place - 1] == option
+        if not is_value and arg.partition("=")[0] != option:
+            kept.append(arg)
+    return kept
+
+
+def given_configs(args: Sequence[str]) -> list[str]:
+    """Return the configuration files that a command line names, in order."""
+    return values_of(args, "-c", "--config")

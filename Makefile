@@ -1,7 +1,7 @@
 # The verbs of this repository; CI runs the same ones. PYTHON is the interpreter of your environment.
 PYTHON ?= python
 
-.PHONY: format lint types test check
+.PHONY: format lint types test check bench
 
 format:  ## rewrite the code in the house style
 	$(PYTHON) -m ruff format .
@@ -18,3 +18,8 @@ test:  ## default tests: CPU, offline, minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --dist loadfile
 
 check: lint types test  ## all of the above, changing nothing
+
+bench:  ## ranks, loss and negatives against other ways, in minutes; tables, and JSON in runs/benchmarks/
+	$(PYTHON) -m benchmarks.ranks
+	$(PYTHON) -m benchmarks.loss
+	$(PYTHON) -m benchmarks.negatives

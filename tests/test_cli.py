@@ -542,7 +542,7 @@ def test_fit_does_not_test_a_part_of_the_split(ccr, config, tmp_path, limit):
     assert (status, errors) == (0, "")
     assert not (tmp_path / "x" / "results.json").exists()
     (command,) = re.findall(
-        rf"^not tested: limit_test_batches is {limit}, .*; to test it: ccr (.+)$", output, re.MULTILINE
+        rf"^not tested: limit_test_batches is {limit}, .*; to test it all the same: ccr (.+)$", output, re.MULTILINE
     )
     assert ccr(*command.split())[0] == 0
     check_document(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,8 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     path, added = Path(given), []
     name = last_value(args, "--name")
     if name is None and on_command_line is not None:
-        run = path.absolute().parent.parent if path.suffix == ".ckpt" else path
+        here = Path(os.path.abspath(path))
+        run = here.parent.parent if path.suffix == ".ckpt" else here
         name = f"{run.name}-{Path(configs[-1]).stem if configs else args[0]}"
         added = ["--name", name]
     own = Path(last_value(args, "--runs_dir") or "runs") / str(name) / "config.yaml"

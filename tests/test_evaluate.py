@@ -13,10 +13,11 @@ from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k as clip_benchm
 from gloo_ranks import results_of_ranks
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
+from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.evaluate import evaluate
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
-from ccr_lightning.functional.galleries import Embeddings, ranks_between_languages, ranks_by_direction
+from ccr_lightning.functional.galleries import Embeddings, Share, ranks_between_languages, ranks_by_direction
 from ccr_lightning.metrics import RetrievalEmbeddings
 
 NAMES = ["de", "en", "ja", "tr"]  # nothing is in Turkish
@@ -265,7 +266,8 @@ def embeddings_of(metric, images, captions, own):
 
 def evaluated(own):
     embeddings = embeddings_of(RetrievalEmbeddings(), *ragged(), own).compute()
-    return evaluate(embeddings, NAMES, protocol=PROTOCOL)
+    share = Share(distributed.rank(), distributed.world_size(), distributed.total)
+    return evaluate(embeddings, NAMES, protocol=PROTOCOL, share=share)
 
 
 def evaluated_on_rank(rank, world_size):

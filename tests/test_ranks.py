@@ -8,6 +8,7 @@ import torch
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional import ranks
+from ccr_lightning.functional.galleries import Share
 from ccr_lightning.functional.ranks import mutual_rank_counts, rank_counts
 
 
@@ -55,6 +56,21 @@ def test_both_directions_are_those_of_the_oracle(noise, tile, monkeypatch):
     alone = rank_counts(tensors[1], tensors[0], tensors[3], tensors[2])
     assert alone.ahead.equal(to_image.ahead)
     assert alone.tied.equal(to_image.tied)
+
+
+def test_counts_of_the_parts_add_up(monkeypatch):
+    """As processes share the work: 1, 2, 3 and 4 of them, and more than there are images."""
+    monkeypatch.setattr(ranks, "_TILE", (16, 64))
+    images, texts, image_ids, text_ids = data(3, 90, 1.0)
+    tensors = [torch.tensor(of) for of in (images, texts, image_ids, text_ids)]
+    expected = (*oracle(images, texts, image_ids, text_ids), *oracle(texts, images, text_ids, image_ids))
+    for parts in (1, 2, 3, 4, 100):
+        sums = None
+        for rank in range(parts):
+            counts = mutual_rank_counts(*tensors, images=Share(rank, parts).of(90))
+            flat = [*counts[0], *counts[1]]
+            sums = flat if sums is None else [one + other for one, other in zip(sums, flat, strict=True)]
+        assert tuple(of.tolist() for of in sums) == expected
 
 
 def test_few_pairs_are_decided_at_a_time(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.evaluation.scores import retrieval_results
-from ccr_lightning.functional.galleries import Embeddings, ranks_between_languages, ranks_by_direction
+from ccr_lightning.functional.galleries import ALONE, Embeddings, Share, ranks_between_languages, ranks_by_direction
 
 _DEFAULT = EvaluationProtocol()
 
@@ -21,6 +21,7 @@ def evaluate(
     *,
     protocol: EvaluationProtocol = _DEFAULT,
     parallel: bool = True,
+    share: Share = ALONE,
 ) -> dict[str, Any]:
     """Rank everything by similarity and score it.
 
@@ -30,6 +31,7 @@ def evaluate(
         languages: The languages that the language numbers stand for.
         protocol: How to score; re-ranking is not done here.
         parallel: Whether consistency over languages means anything, see ``retrieval_results``.
+        share: Where several processes have the same embeddings, what each of them ranks; all get the same results.
 
     Returns:
         What ``retrieval_results`` returns.
@@ -47,11 +49,11 @@ def evaluate(
     """
     whole, *folds = parts(embeddings, protocol.folds)
     return retrieval_results(
-        ranks_by_direction(whole, with_first=True),
+        ranks_by_direction(whole, with_first=True, share=share),
         languages,
         protocol=protocol,
         parallel=parallel,
-        folds=[ranks_by_direction(fold) for fold in folds],
+        folds=[ranks_by_direction(fold, share=share) for fold in folds],
         between=ranks_between_languages(embeddings) if protocol.text_to_text else None,
     )
 

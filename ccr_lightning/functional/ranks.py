@@ -64,12 +64,18 @@ def rank_counts(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Tensor,
 
 @torch.no_grad()
 def mutual_rank_counts(
-    image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, text_ids: Tensor
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    *,
+    images: slice | None = None,
 ) -> tuple[RankCounts, RankCounts]:
     """The ``rank_counts`` of images among captions, and of captions among images, from one matrix product.
 
     Arguments, exactness and errors are those of :func:`rank_counts`; every image has a caption, and every caption an
-    image.
+    image. With ``images``, a part of them, only pairs with these are looked at: the counts of other images are 0, and
+    the sums of the counts over a partition of the images are those of all.
 
     Example:
         >>> image_embeds, text_embeds = torch.eye(3), torch.eye(3)[[0, 2, 2]]
@@ -78,7 +84,7 @@ def mutual_rank_counts(
         >>> to_text.ahead + to_text.tied, to_image.ahead + to_image.tied
         (tensor([0, 2, 1]), tensor([0, 2, 0]))
     """
-    to_text, to_image = _counts(image_embeds, text_embeds, image_ids, text_ids, both=True)
+    to_text, to_image = _counts(image_embeds, text_embeds, image_ids, text_ids, both=True, part=images)
     return to_text, to_image
 
 
@@ -105,7 +111,13 @@ def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Ten
 
 
 def _counts(
-    query_embeds: Tensor, gallery_embeds: Tensor, query_ids: Tensor, gallery_ids: Tensor, *, both: bool
+    query_embeds: Tensor,
+    gallery_embeds: Tensor,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    both: bool,
+    part: slice | None = None,
 ) -> list[RankCounts]:
     """The counts of the queries and, with ``both``, those of the gallery's items as queries of the others."""
     queries, gallery, query_norms, gallery_norms = checked_embeds(query_embeds, gallery_embeds)
@@ -126,7 +138,7 @@ def _counts(
     tiles = slices(len(gallery), tile[1])
     space = queries.new_empty(2, min(tile[0], len(queries)) * min(tile[1], len(gallery)))
     with full_precision(queries.device):
-        for rows in slices(len(queries), tile[0]):
+        for rows in slices(len(queries), tile[0], part):
             for direction in directions:
                 direction.is_dense = False
             for columns, blank in zip(tiles, positives.cells(rows, tiles), strict=True):

@@ -29,14 +29,15 @@ def full_precision(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def slices(length: int, step: int) -> list[slice]:
-    """Cut a length into steps.
+def slices(length: int, step: int, part: slice | None = None) -> list[slice]:
+    """Cut a length, or a part of it, into steps.
 
     Example:
-        >>> slices(5, 2)
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+        >>> slices(5, 2), slices(5, 2, slice(1, 3))
+        ([slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)], [slice(1, 3, None)])
     """
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+    begin, end, _ = (part or slice(None)).indices(length)
+    return [slice(start, min(start + step, end)) for start in range(begin, end, step)]
 
 
 def round_down(bound: Tensor, dtype: torch.dtype) -> Tensor:

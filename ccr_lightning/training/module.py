@@ -18,7 +18,7 @@ from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.evaluation.rerank import rerank
 from ccr_lightning.evaluation.scores import RECALLS, SHORT, retrieval_results
 from ccr_lightning.functional.contrastive import draw_one_caption
-from ccr_lightning.functional.galleries import Direction, Embeddings
+from ccr_lightning.functional.galleries import Direction, Embeddings, Share
 from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import RetrievalEmbeddings
@@ -288,7 +288,10 @@ class RetrievalModule(LightningModule):
             )
 
     def _score(self, name: str, embeddings: Embeddings, protocol: EvaluationProtocol) -> dict[str, Any]:
-        results = evaluate(embeddings, self._data.languages, protocol=protocol, parallel=self._data.source.parallel)
+        share = Share(distributed.rank(), distributed.world_size(), distributed.total)
+        results = evaluate(
+            embeddings, self._data.languages, protocol=protocol, parallel=self._data.source.parallel, share=share
+        )
         self._log_results(name, results)
         return results
 

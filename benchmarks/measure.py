@@ -26,7 +26,9 @@ class Measured(NamedTuple):
 def compare(
     ways: Mapping[str, Callable[[], Any]], floor: str, *, rounds: int = 5, slow: Sequence[str] = (), memory: bool = True
 ) -> dict[str, Measured]:
-    """Run every way in turns, and return what each cost.
+    """Run every way in turns with the floor, and return what each cost.
+
+    Peaks are measured first, while the process holds no memory that it could use again.
 
     Args:
         ways: Name to function.
@@ -35,24 +37,21 @@ def compare(
         slow: Ways that are run once only.
         memory: Whether to measure peaks too.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = {name: peak_mebibytes(way) if memory else None for name, way in ways.items()}
+    measured = {}
     for name, way in ways.items():
+        seconds: dict[str, list[float]] = {floor: [], name: []}
+        ways[floor]()
         if name not in slow:
             way()
-    for number in range(rounds):
-        for name, way in ways.items():
-            if name not in slow or not number:
+        for _ in range(1 if name in slow else rounds):
+            for turn in seconds:
                 start = time.process_time()
-                way()
-                seconds[name].append(time.process_time() - start)
-    ratios = {
-        name: statistics.median(own / least for own, least in zip(of, seconds[floor], strict=False))
-        for name, of in seconds.items()
-    }
-    return {
-        name: Measured(statistics.median(seconds[name]), ratios[name], peak_mebibytes(way) if memory else None)
-        for name, way in ways.items()
-    }
+                ways[turn]()
+                seconds[turn].append(time.process_time() - start)
+        ratio = statistics.median(own / least for own, least in zip(seconds[name], seconds[floor], strict=True))
+        measured[name] = Measured(statistics.median(seconds[name]), ratio, peaks[name])
+    return measured
 
 
 def peak_mebibytes(way: Callable[[], Any]) -> float:

@@ -160,6 +160,15 @@ def test_models_of_one_name_have_rows_of_their_own(tmp_path, capsys):
     assert rows[1:] == [["base (abcdef)", "25.0", "50.0", ""], ["base (12abcd)", "", "", "50.0"]]
 
 
+def test_a_rounding_is_no_difference(tmp_path, capsys):
+    """English alone at the end of a fine-tuning, and beside three languages in the benchmark."""
+    alone = document("multi30k-task1", {"en": (0, 0, 0.5166666666666667)})
+    beside = document("multi30k-task1", {"en": (0, 0, 0.5166666666666666), "de": (0, 0, 0.5)}, 1.0)
+    folders = [write(tmp_path / name, "results.json", of) for name, of in (("a", alone), ("b", beside))]
+    assert main(["results", *folders, "--format", "markdown"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| mine    |         51.67 |         50.00 |")
+
+
 def test_folders_without_a_test_are_passed_over(runs, tmp_path, capsys):
     (tmp_path / "interrupted").mkdir()
     assert main(["results", *runs, "--format", "csv"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -85,7 +86,8 @@ def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]
             raise CCRError(f"{path}: something is missing in these results ({error}); run ccr test again.") from error
         for column, value in columns.items():
             other = places.setdefault((name, column), path)
-            if rows.setdefault(name, {}).setdefault(column, value) != value:
+            known = rows.setdefault(name, {}).setdefault(column, value)
+            if not math.isclose(known, value, rel_tol=1e-9):  # a mean over other languages beside may round otherwise
                 raise CCRError(f"{other} and {path} differ in {' '.join(column)} of {name}; name one of them.")
     return rows
 

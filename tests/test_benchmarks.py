@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -301,7 +303,7 @@ def test_results_of_all_of_them_are_one_table(two_ranks, trained_run, capsys):
     """Each benchmark has columns of its own, those of the paper's table if it is in it."""
     folders = [str(two_ranks / f"{trained_run.name}-{name}") for name in LAYOUTS]
     assert main(["results", *folders, "--published", "--format", "csv"]) == 0
-    header, *rows = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
     for cells in rows:
         row = dict(zip(header, cells, strict=True))
         if row["model"].startswith("CCR^10-E"):

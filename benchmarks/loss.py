@@ -33,7 +33,8 @@ def embeddings(batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(0)
     images = F.normalize(torch.randn(batch, WIDTH, generator=generator), dim=1)
     texts = F.normalize(images[:, None] + 0.2 * torch.randn(batch, LANGUAGES, WIDTH, generator=generator), dim=-1)
-    return tuple(of.to(dtype).requires_grad_() for of in (images, texts, torch.tensor(SCALE)))  # type: ignore[return-value]
+    images, texts, logit_scale = (of.to(dtype).requires_grad_() for of in (images, texts, torch.tensor(SCALE)))
+    return images, texts, logit_scale
 
 
 def products(images: Tensor, texts: Tensor, _: Tensor) -> None:

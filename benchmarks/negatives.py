@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def main() -> None:
         images = F.normalize(torch.randn(batch, WIDTH), dim=1)
         texts = F.normalize(images[:, None] + 0.2 * torch.randn(batch, LANGUAGES, WIDTH), dim=-1)
         ways: dict[str, Callable[[], Any]] = {
-            OURS: lambda i=images, t=texts: draw_matching(i, t, SCALE),  # type: ignore[misc]
-            LOOP: lambda i=images, t=texts: loop(i, t),  # type: ignore[misc]
+            OURS: partial(draw_matching, images, texts, SCALE),
+            LOOP: partial(loop, images, texts),
         }
         title = f"{batch} images x {LANGUAGES} languages"
         measured = compare(ways, OURS, rounds=args.rounds)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,9 @@ def main() -> None:
         for trained in (True, False):
             sides = embeddings(images, trained=trained)
             recalls = ours(*sides)
-            ways: dict[str, Callable[[], Any]] = {FLOOR: lambda s=sides: product(*s), OURS: lambda s=sides: ours(*s)}  # type: ignore[misc]
+            ways: dict[str, Callable[[], Any]] = {FLOOR: partial(product, *sides), OURS: partial(ours, *sides)}
             if trained and images <= args.largest:
-                for name, way in OTHERS.items():
-                    ways[name] = lambda w=way, s=sides: w(*s)  # type: ignore[misc]
+                ways |= {name: partial(way, *sides) for name, way in OTHERS.items()}
             title = f"{images} images, {'trained' if trained else 'untrained'}, R@1 {100 * recalls[0]:.1f} %"
             measured = compare(ways, FLOOR, rounds=args.rounds, slow=["torchmetrics hit rate"])
             for name in OTHERS.keys() & ways.keys():  # after the peaks, for memory that was had before hides them

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ccr_lightning.functional.ranks import mutual_rank_counts, rank_counts
+from ccr_lightning.functional.ranks import RankCounts, mutual_rank_counts, rank_counts
 from ccr_lightning.functional.retrieval import first_results
 
 Direction = Literal["image_to_text", "text_to_image"]
@@ -199,16 +199,15 @@ def ranks_by_direction(
     for language, images, captions in galleries(embeddings, "image_to_text"):
         own = share.of(len(images.rows))
         counts = mutual_rank_counts(images.embeds, captions.embeds, images.ids, captions.ids, images=own)
-        for direction, queries, items, part in (
-            ("image_to_text", images, captions, counts[0]),
-            ("text_to_image", captions, images, counts[1]),
-        ):
-            of_all = share.total(torch.stack(part))
-            first = _first(queries, items, share) if with_first else None
-            ranks[direction][language] = LanguageRanks(  # type: ignore[index]
-                queries.ids, 1 + of_all.sum(0), len(items.rows), of_all[1], first
-            )
+        ranks["image_to_text"][language] = _shared(images, captions, counts[0], with_first, share)
+        ranks["text_to_image"][language] = _shared(captions, images, counts[1], with_first, share)
     return ranks
+
+
+def _shared(queries: Items, items: Items, counts: RankCounts, with_first: bool, share: Share) -> LanguageRanks:
+    of_all = share.total(torch.stack(counts))
+    first = _first(queries, items, share) if with_first else None
+    return LanguageRanks(queries.ids, 1 + of_all.sum(0), len(items.rows), of_all[1], first)
 
 
 def _first(queries: Items, items: Items, share: Share) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 
@@ -120,4 +121,5 @@ def test_an_error_is_said_once(config, tmp_path, ranks, more):
     assert done.returncode != 0
     first, *others = done.stderr.splitlines()
     assert first == "error: the picture is damaged."
-    assert others in (more, [])  # Lightning may end the first process before its collective fails
+    # Lightning looks after its processes every few seconds, and may kill the first before its collective fails.
+    assert others == more or (done.returncode == -signal.SIGKILL and not others)

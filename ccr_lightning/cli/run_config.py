@@ -118,8 +118,7 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     """
     if is_given(args, "--init_from"):
         raise CCRError(f"--init_from is for ccr fit: ccr {args[0]} scores the weights that --ckpt_path names.")
-    given = last_value(args, "--ckpt_path")
-    if given is None and any(arg in ("--help_all", "--print_config") for arg in args):
+    if not is_given(args, "--ckpt_path") and any(arg in ("--help_all", "--print_config") for arg in args):
         return list(args)
     given = given_checkpoint(args)
     checkpoint, run = find_checkpoint("--ckpt_path", given)

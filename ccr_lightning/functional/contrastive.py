@@ -12,7 +12,7 @@ from ccr_lightning.functional.logsumexp import product_logsumexp
 
 
 class EmbeddedBatch(NamedTuple):
-    """Embeddings that passed the checks, in float32 or wider, with every default filled in."""
+    """Embeddings that passed the checks, in float32 or wider, with a mask whether or not one was given."""
 
     images: Tensor  # (B, D)
     texts: Tensor  # (B, K, D), zero where the caption is missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -177,7 +178,7 @@ class _Product:
         cells = min(self.size[0], len(rows)) * min(self.size[1], len(columns))
         self._space = rows.new_empty(2, cells)
 
-    def tiles(self) -> Any:
+    def tiles(self) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
         """Yield (part of the rows, part of the columns) and the cells there, which may be changed in place."""
         for own in slices(len(self.rows), self.size[0]):
             for others in slices(len(self.columns), self.size[1]):

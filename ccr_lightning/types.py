@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    Counts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class MachineTranslation(str):
@@ -69,6 +72,7 @@ class Batch(NamedTuple):
     attention_mask: Tensor  # (B, K, L) bool, True for tokens
     caption_mask: Tensor  # (B, K) bool, False where an image has no caption in the language
     languages: tuple[str, ...]  # K
+    most_tokens: Counts  # (B, K), no caption has more tokens; known to the host, so that nothing waits for a GPU
 
 
 class ImageBatch(NamedTuple):

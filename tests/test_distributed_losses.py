@@ -138,6 +138,7 @@ def fusion_batch(rank):
         attention_mask,
         caption_mask,
         LANGUAGES,
+        lengths.numpy(),
     )
     images, texts = retriever.encode_image(batch.images), retriever.encode_text(batch.input_ids, attention_mask)
     draw = draw_matching(images.embeds, texts.embeds, 1.0, caption_mask=caption_mask, image_ids=batch.image_ids)

@@ -118,7 +118,8 @@ class ImageTransform:
     def normalize(self, images: Tensor) -> Tensor:
         """Return ``(B, 3, H, W)`` pixels as floats with the mean taken off, over the deviation."""
         normalized = torch.empty(images.shape, device=images.device).copy_(images)
-        return normalized.mul_(self._scale.to(images.device)).add_(self._shift.to(images.device))
+        self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)  # once for all batches
+        return normalized.mul_(self._scale).add_(self._shift)
 
 
 def _resize(pixels: Pixels, size: int) -> Pixels:

@@ -129,8 +129,8 @@ def _symmetric_loss(
     query_terms = to_text - query_positives
     text_terms = to_query.view(-1, texts.shape[1]) - text_positives / queries_of_text[own].clamp(min=1)
     # NaN of an anchor that counts must show; what counts for nothing may be anything.
-    query_sum = torch.where(texts_of_query[own] > 0, query_terms, 0.0).sum()
-    text_sum = torch.where(queries_of_text[own] > 0, text_terms, 0.0).sum()
+    query_sum = query_terms.masked_fill(texts_of_query[own] == 0, 0).sum()
+    text_sum = text_terms.masked_fill(queries_of_text[own] == 0, 0).sum()
     query_count, text_count = (texts_of_query > 0).sum(), (queries_of_text > 0).sum()
     return 0.5 * (query_sum / query_count.clamp(min=1) + text_to_query_weight * text_sum / text_count.clamp(min=1))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ccr_lightning.functional.places import is_awaited
 from ccr_lightning.functional.similarity import slices
 
 DENSE_CELLS = 2**18  # of a product that is held whole: a tile
@@ -78,7 +79,7 @@ def _logsumexp(cells: Tensor, bias: Tensor | None, axis: int) -> Tensor:
     # Where everything is masked, the gradient of torch's own is NaN.
     empty = (bias == -torch.inf).all()
     masked = torch.where(empty, cells, cells + bias)
-    return torch.where(empty, -torch.inf, masked.logsumexp(axis))
+    return masked.logsumexp(axis).masked_fill(empty, -torch.inf)
 
 
 class _Sums:
@@ -92,7 +93,7 @@ class _Sums:
         """Adds the cells of some sums, whose shifts may grow."""
         before = self.shift[part]
         now = before.maximum(cells.amax(axis))
-        finite = torch.where(now == -torch.inf, 0.0, now)  # nothing to sum yet
+        finite = now.masked_fill(now == -torch.inf, 0)  # nothing to sum yet
         exponentials = _exp_(cells - finite.unsqueeze(axis))
         self.total[part] = self.total[part] * (before - finite).exp() + exponentials.sum(axis)
         self.shift[part] = now
@@ -198,8 +199,8 @@ class _Product:
 
 
 def _common_shift(rows: Tensor, columns: Tensor) -> float | None:
-    """A shift with which no exponential overflows; None on a GPU, where the process would wait to see if it serves."""
-    if rows.is_cuda:
+    """A shift with which no exponential overflows; None but on a CPU: to see if it serves is to wait for the device."""
+    if is_awaited(rows.device):
         return None
     longest_row, longest_column = (torch.linalg.vector_norm(side, dim=1).amax() for side in (rows, columns))
     return max(0.0, float(longest_row * longest_column) - _HIGHEST)
@@ -226,4 +227,4 @@ def _exp_(shares: Tensor) -> Tensor:
 
 
 def _quotient(grad: Tensor, total: Tensor) -> Tensor:
-    return torch.where(total > 0, grad / total, 0.0)
+    return (grad / total).masked_fill(total == 0, 0)

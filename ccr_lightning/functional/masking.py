@@ -97,8 +97,18 @@ def mask_tokens(
 
     lot = uniform()
     random_ids = torch.randint(vocab_size, input_ids.shape, generator=generator, device=input_ids.device)
-    hidden = torch.where(lot < 0.8, mask_token_id, torch.where(lot < 0.9, random_ids, input_ids))
-    return MaskedTokens(torch.where(masked, hidden, input_ids), torch.where(masked, input_ids, IGNORED))
+    hidden = torch.where(lot < 0.9, random_ids, input_ids).masked_fill(lot < 0.8, mask_token_id)
+    return MaskedTokens(torch.where(masked, hidden, input_ids), input_ids.masked_fill(~masked, IGNORED))
+
+
+def most_masked(n_texts: int, n_tokens: int, rate: float = 0.4, max_masked: int = 12) -> int:
+    """The most tokens that :func:`mask_tokens` chooses of texts with so many maskable tokens together.
+
+    Example:
+        >>> most_masked(2, 15, rate=0.4), most_masked(2, 1000)
+        (8, 24)
+    """
+    return min(n_texts * max_masked, int(rate * n_tokens) + n_texts)
 
 
 def masked_lm_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,16 +104,16 @@ def draw_matching(
             raise CCRError(
                 f"positive_language is {positive_language!r}: pass 'least_likely', 'uniform' or 'least_similar'."
             )
-        language = _draw_index(torch.where(mask, preference + _FLOOR, 0.0), generator)
+        language = _draw_index((preference + _FLOOR).masked_fill(~mask, 0), generator)
 
         image_weights = (batch.texts[rows, language] @ scaled.T).softmax(1)
-        negative_image = _draw_index(torch.where(different, image_weights + _FLOOR, 0.0), generator)
+        negative_image = _draw_index((image_weights + _FLOOR).masked_fill(~different, 0), generator)
 
         # First the image that the text is of, then which of its texts: the same probabilities from fewer numbers.
         weights += _FLOOR
         if caption_mask is not None:
             weights *= mask
-        of_image = _draw_index(torch.where(different, weights.sum(2), 0.0), generator)
+        of_image = _draw_index(weights.sum(2).masked_fill(~different, 0), generator)
         negative_text = of_image * mask.shape[1] + _draw_index(weights[rows, of_image], generator)
 
         has_text = mask.any(1)
@@ -148,4 +148,4 @@ def matching_loss(logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).masked_fill(~counted[:, None], 0)
     is_match = torch.arange(logits.shape[0], device=logits.device) < valid.shape[0]
     terms = F.cross_entropy(logits, is_match.long(), reduction="none")
-    return torch.where(counted, terms, 0.0).sum(), counted.sum()
+    return terms.masked_fill(~counted, 0).sum(), counted.sum()

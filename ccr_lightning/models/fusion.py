@@ -66,9 +66,15 @@ class FusionEncoder(nn.Module):
         layers = cast("list[CrossTransformerLayer]", self.layers)
         return [layer.cross_attention.keys_values(image_states) for layer in layers]
 
-    def attend(self, text_states: Tensor, attention_mask: Tensor, image: Sequence[KeysValues]) -> Tensor:
+    def attend(
+        self,
+        text_states: Tensor,
+        attention_mask: Tensor,
+        image: Sequence[KeysValues],
+        most_tokens: int | None = None,
+    ) -> Tensor:
         """Fuses captions with the :meth:`keys_values` of N images, pair by pair; else as the call."""
-        packing = Packing(attention_mask)
+        packing = Packing(attention_mask, most_tokens)
         fused = packing.pack(text_states)
         for layer, keys_values in zip(self.layers, image, strict=True):
             fused = layer(fused, packing, keys_values)
@@ -121,18 +127,21 @@ class FusionEncoder(nn.Module):
         last = layers[-1]
         return last.look(last.attention.attend_self_first(states, packing), packing.of_first, of_pairs(len(layers) - 1))
 
-    def forward(self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+    def forward(
+        self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor, most_tokens: int | None = None
+    ) -> Tensor:
         """Fuses N captions with N images, pair by pair.
 
         Args:
             text_states: (N, L, C).
             attention_mask: (N, L) bool, True for tokens.
             image_states: (N, 1 + P, image_width).
+            most_tokens: A bound on the number of tokens, as for :class:`~ccr_lightning.models.transformer.Packing`.
 
         Returns:
             Fused states (N, L, C), zero at padding.
         """
-        return self.attend(text_states, attention_mask, self.keys_values(image_states))
+        return self.attend(text_states, attention_mask, self.keys_values(image_states), most_tokens)
 
 
 class MatchingHead(nn.Module):

@@ -118,13 +118,14 @@ class Retriever(nn.Module):
         states = self.image_encoder(images)
         return Encoded(_normalised(self.image_projection(states[:, 0])), states)
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor, most_tokens: int | None = None) -> Encoded:
         """Encodes captions, (N, L) or one per language, (B, K, L).
 
         Args:
             input_ids: (..., L) int64.
             attention_mask: (..., L) bool, True for tokens. A row without any (no such caption) gets an embedding that
                 means nothing, but is finite.
+            most_tokens: A bound on the number of tokens, which spares a GPU the wait for their count.
 
         Returns:
             Embeddings (..., D) and states (..., L, width).
@@ -132,19 +133,22 @@ class Retriever(nn.Module):
         Raises:
             CCRError: If the captions are longer than the text encoder's ``max_positions``, or the mask does not fit.
         """
-        states = self.text_encoder(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+        states = self.text_encoder(input_ids.flatten(0, -2), attention_mask.flatten(0, -2), most_tokens)
         embeds = _normalised(self.text_projection(states[:, 0]))
         return Encoded(
             embeds.view(*input_ids.shape[:-1], embeds.shape[-1]), states.view(*input_ids.shape, states.shape[-1])
         )
 
-    def fuse(self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+    def fuse(
+        self, text_states: Tensor, attention_mask: Tensor, image_states: Tensor, most_tokens: int | None = None
+    ) -> Tensor:
         """Reads N captions while looking at N images.
 
         Args:
             text_states: (N, L, C), from :meth:`encode_text`.
             attention_mask: (N, L) bool.
             image_states: (N, 1 + P, image width), from :meth:`encode_image`.
+            most_tokens: As for :meth:`encode_text`.
 
         Returns:
             Fused states (N, L, C).
@@ -152,7 +156,7 @@ class Retriever(nn.Module):
         Raises:
             CCRError: If the retriever has no fusion encoder.
         """
-        fused: Tensor = self._need_fusion()(text_states, attention_mask, image_states)
+        fused: Tensor = self._need_fusion()(text_states, attention_mask, image_states, most_tokens)
         return fused
 
     def match_logits(self, fused_states: Tensor) -> Tensor:

@@ -66,12 +66,13 @@ class TextEncoder(nn.Module):
         )
         init_parameters(self, hidden_size)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, most_tokens: int | None = None) -> Tensor:
         """Encodes captions, each with its first token at position 0 and its padding at the end.
 
         Args:
             input_ids: (N, L) int64.
             attention_mask: (N, L) bool, True for tokens. Rows without any are allowed.
+            most_tokens: A bound on their number, as for :class:`~ccr_lightning.models.transformer.Packing`.
 
         Returns:
             Token states (N, L, C), zero at padding.
@@ -90,7 +91,7 @@ class TextEncoder(nn.Module):
                 f"a caption has {length} tokens and the text encoder {self.max_positions} positions: "
                 "truncate the captions or raise max_positions."
             )
-        packing = Packing(attention_mask)
+        packing = Packing(attention_mask, most_tokens)
         positions = torch.arange(length, device=input_ids.device).expand_as(input_ids)
         words, places = packing.pack(input_ids), packing.pack(positions)
         states: Tensor = self.dropout(self.norm(self.word_embeddings(words) + self.position_embeddings(places)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.functional.places import is_awaited, true_places
 
 
 class KeysValues(NamedTuple):
@@ -74,13 +75,14 @@ class Packing:
 
     Args:
         attention_mask: (N, L) bool, True for tokens.
+        most_tokens: At least as many as there are tokens. With it nothing waits for a GPU to count them: what is more
+            than there are is computed in vain. A CPU counts, and computes the tokens alone.
 
     Attributes:
         attendable: (N, 1, 1, L) bool, True where attention may look.
-        starts: (N,), where among the T tokens each caption begins.
 
     Raises:
-        CCRError: If the mask is not boolean or not (N, L).
+        CCRError: If the mask is not boolean or not (N, L), or, on a CPU, if there are more than ``most_tokens``.
 
     Example:
         >>> packing = Packing(torch.tensor([[True, True, False], [True, False, False]]))
@@ -89,7 +91,7 @@ class Packing:
         ([[0.0], [1.0], [3.0]], [[0.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
     """
 
-    def __init__(self, attention_mask: Tensor) -> None:
+    def __init__(self, attention_mask: Tensor, most_tokens: int | None = None) -> None:
         if attention_mask.dtype != torch.bool or attention_mask.ndim != 2:
             raise CCRError(
                 f"attention_mask is {attention_mask.dtype} of shape {tuple(attention_mask.shape)}: "
@@ -98,9 +100,17 @@ class Packing:
         mask = attention_mask.clone()
         mask[:, 0] = True
         self._shape = mask.shape
-        self._cells = mask.flatten().nonzero().squeeze(1)
+        self._cells = true_places(mask, most_tokens)
+        # What is computed in vain is read from any cell, and written to one beyond the last.
+        self._is_bound = most_tokens is not None and is_awaited(mask.device)
+        self._read = self._cells.clamp(max=mask.numel() - 1) if self._is_bound else self._cells
         self.attendable = mask[:, None, None, :]
-        self.starts = (self._cells % mask.shape[1] == 0).nonzero().squeeze(1)
+
+    @property
+    def starts(self) -> Tensor:
+        """Where among the T tokens each caption begins, (N,)."""
+        lengths = self.attendable.flatten(1).sum(1)
+        return lengths.cumsum(0) - lengths
 
     @property
     def of_first(self) -> Packing:
@@ -109,12 +119,13 @@ class Packing:
 
     def pack(self, padded: Tensor) -> Tensor:
         """Takes the tokens (T, ...) out of (N, L, ...)."""
-        return padded.flatten(0, 1)[self._cells]
+        return padded.flatten(0, 1)[self._read]
 
     def pad(self, packed: Tensor) -> Tensor:
         """Puts tokens (T, C) back to their places in (N, L, C), with zeros between them."""
-        padded = packed.new_zeros(self._shape.numel(), packed.shape[1])
-        return padded.index_copy(0, self._cells, packed).view(*self._shape, -1)
+        n_cells = self._shape.numel()
+        padded = packed.new_zeros(n_cells + self._is_bound, packed.shape[1]).index_copy(0, self._cells, packed)
+        return (padded[:n_cells] if self._is_bound else padded).view(*self._shape, -1)
 
 
 class Attention(nn.Module):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ccr_lightning import distributed
 from ccr_lightning.data.tokenizer import CaptionTokenizer
-from ccr_lightning.functional.masking import mask_tokens, masked_lm_loss
+from ccr_lightning.functional.masking import IGNORED, mask_tokens, masked_lm_loss, most_masked
 from ccr_lightning.functional.matching import MatchingDraw, matching_loss
+from ccr_lightning.functional.places import true_places
 from ccr_lightning.models.retriever import Encoded, Retriever
+from ccr_lightning.training.chunks import in_chunks
 from ccr_lightning.types import Batch
+
+if TYPE_CHECKING:
+    from ccr_lightning.types import Counts
 
 
 def draw_sharpness(step: int, total_steps: int, warmup_fraction: float) -> float:
@@ -31,9 +40,14 @@ def draw_sharpness(step: int, total_steps: int, warmup_fraction: float) -> float
 
 
 def batch_matching_loss(
-    retriever: Retriever, batch: Batch, images: Encoded, texts: Encoded, draw: MatchingDraw
+    retriever: Retriever,
+    batch: Batch,
+    images: Encoded,
+    texts: Encoded,
+    draw: MatchingDraw,
+    chunk_size: int | None = None,
 ) -> Tensor:
-    """Fuses the drawn pairs and computes this device's share of the matching loss.
+    """Fuses the drawn pairs, all three kinds in one pass, and computes this device's share of the matching loss.
 
     Args:
         retriever: The model, with fusion.
@@ -41,19 +55,39 @@ def batch_matching_loss(
         images: The batch's images, encoded.
         texts: The batch's texts, encoded.
         draw: What to pair with each image of the batch.
+        chunk_size: Triples of pairs that are fused at a time, see :func:`~ccr_lightning.training.chunks.in_chunks`.
 
     Returns:
         Scalar; its mean over devices is the mean over all pairs of all devices.
     """
-    positive_text = _positive_text(draw, batch)
-    rows = torch.cat([positive_text, positive_text, draw.negative_text])
-    image_states = torch.cat([images.states, images.states[draw.negative_image], images.states])
-    fused = retriever.fuse(texts.states.flatten(0, 1)[rows], batch.attention_mask.flatten(0, 1)[rows], image_states)
-    return distributed.global_mean(*matching_loss(retriever.match_logits(fused), draw.valid))
+    text_states, attention_mask = texts.states.flatten(0, 1), batch.attention_mask.flatten(0, 1)
+
+    def logits_of(text_rows: Tensor, image_rows: Tensor, most_tokens: Counts) -> Tensor:
+        fused = retriever.fuse(
+            text_states[text_rows], attention_mask[text_rows], images.states[image_rows], int(most_tokens.sum())
+        )
+        return retriever.match_logits(fused)
+
+    positive_text, own = _positive_text(draw, batch), torch.arange(len(draw.language), device=draw.language.device)
+    of_positive = batch.most_tokens.max(1)
+    logits = in_chunks(
+        logits_of,
+        None if chunk_size is None else 3 * chunk_size,
+        torch.cat([positive_text, positive_text, draw.negative_text]),
+        torch.cat([own, draw.negative_image, own]),
+        np.concatenate([of_positive, of_positive, np.full_like(of_positive, batch.most_tokens.max())]),
+    )
+    return distributed.global_mean(*matching_loss(logits, draw.valid))
 
 
 def batch_masked_lm_loss(
-    retriever: Retriever, batch: Batch, images: Encoded, draw: MatchingDraw, tokenizer: CaptionTokenizer, rate: float
+    retriever: Retriever,
+    batch: Batch,
+    images: Encoded,
+    draw: MatchingDraw,
+    tokenizer: CaptionTokenizer,
+    rate: float,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """Hides tokens of the drawn positive texts and computes this device's share of the masked-LM loss.
 
@@ -64,6 +98,7 @@ def batch_masked_lm_loss(
         draw: Which text goes with each image of the batch.
         tokenizer: Knows the mask token, and the special tokens that stay.
         rate: Share of a text's tokens to hide, at most 12 of them.
+        chunk_size: Texts that are encoded and fused at a time, see :func:`~ccr_lightning.training.chunks.in_chunks`.
 
     Returns:
         Scalar; its mean over devices is the mean over all hidden tokens of all devices.
@@ -71,18 +106,27 @@ def batch_masked_lm_loss(
     positive_text = _positive_text(draw, batch)
     input_ids = batch.input_ids.flatten(0, 1)[positive_text]
     attention_mask = batch.attention_mask.flatten(0, 1)[positive_text]
-    special = torch.tensor(tokenizer.special_token_ids, device=input_ids.device)
+    maskable = attention_mask.clone()
+    for special in tokenizer.special_token_ids:
+        maskable &= input_ids != special
     masked = mask_tokens(
-        input_ids,
-        attention_mask & ~torch.isin(input_ids, special),
-        mask_token_id=tokenizer.mask_token_id,
-        vocab_size=tokenizer.vocab_size,
-        rate=rate,
+        input_ids, maskable, mask_token_id=tokenizer.mask_token_id, vocab_size=tokenizer.vocab_size, rate=rate
     )
-    states = retriever.encode_text(masked.input_ids, attention_mask).states
-    fused = retriever.fuse(states, attention_mask, images.states)
-    hidden = masked.targets >= 0
-    return distributed.global_mean(*masked_lm_loss(retriever.masked_lm_logits(fused[hidden]), masked.targets[hidden]))
+
+    def loss_of(
+        input_ids: Tensor, targets: Tensor, attention_mask: Tensor, image_states: Tensor, most_tokens: Counts
+    ) -> Tensor:
+        most = int(most_tokens.sum())
+        states = retriever.encode_text(input_ids, attention_mask, most).states
+        fused = retriever.fuse(states, attention_mask, image_states, most).flatten(0, 1)
+        hidden = true_places(targets != IGNORED, most_masked(len(input_ids), most, rate))
+        logits = retriever.masked_lm_logits(fused[hidden.clamp(max=len(fused) - 1)])
+        return masked_lm_loss(logits, F.pad(targets.flatten(), (0, 1), value=IGNORED)[hidden])[0][None]
+
+    totals = in_chunks(
+        loss_of, chunk_size, masked.input_ids, masked.targets, attention_mask, images.states, batch.most_tokens.max(1)
+    )
+    return distributed.global_mean(totals.sum(), (masked.targets != IGNORED).sum())
 
 
 def _positive_text(draw: MatchingDraw, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ccr_lightning import distributed
 from ccr_lightning.data.seeding import derived_seed
+from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.evaluate import evaluate, parts
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
@@ -25,9 +26,13 @@ from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
 from ccr_lightning.training.checks import check_galleries, check_mrv_languages, check_pivot, check_tokenizer
+from ccr_lightning.training.chunks import check_chunks, in_chunks
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
+
+if TYPE_CHECKING:
+    from ccr_lightning.types import Counts
 
 _DEFAULT_PROTOCOL = EvaluationProtocol()
 
@@ -52,6 +57,9 @@ class RetrievalModule(LightningModule):
         draw_warmup: Share of the training over which matching's draws sharpen: all texts and images alike at its start,
             the paper's preferences from its end on. It helps where the fusion encoder starts at random.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
+        chunk_size: Images, with their captions, that are encoded at a time in training: what the backward pass needs
+            of the others is computed again then, so that memory grows with the chunk and hardly with the batch, for a
+            third more work (gradient caching). Draws aside the gradient is the same. None: all at once.
         lr: Peak learning rate.
         new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
         weight_decay: AdamW's weight decay of matrices.
@@ -80,6 +88,7 @@ class RetrievalModule(LightningModule):
         positive_language: PositiveLanguage = "least_likely",
         draw_warmup: float = 0.0,
         mask_rate: float = 0.4,
+        chunk_size: int | None = None,
         lr: float = 1e-4,
         new_lr_scale: float = 2.0,
         weight_decay: float = 0.01,
@@ -102,6 +111,7 @@ class RetrievalModule(LightningModule):
             raise CCRError(
                 "contrastive_weight, matching_weight and masked_lm_weight are all 0, which leaves no loss: set one."
             )
+        check_chunks(chunk_size, retriever)
         self.retriever = retriever
         self.contrastive = ContrastiveLoss(
             objective, text_to_image_weight=text_to_image_weight, pivot_language=pivot_language
@@ -114,6 +124,7 @@ class RetrievalModule(LightningModule):
         self.positive_language = positive_language
         self.draw_warmup = draw_warmup
         self.mask_rate = mask_rate
+        self.chunk_size = chunk_size
         self.lr = lr
         self.new_lr_scale = new_lr_scale
         self.weight_decay = weight_decay
@@ -161,12 +172,24 @@ class RetrievalModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.retriever.clamp_temperature_()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Computes the weighted sum of the losses that are switched on."""
+    def losses(self, batch: Batch, tokenizer: CaptionTokenizer, sharpness: float = 1.0) -> dict[str, Tensor]:
+        """Computes the losses that are switched on: this device's shares, whose means over devices are the losses.
+
+        Nothing in it waits for a GPU.
+
+        Args:
+            batch: Of this device.
+            tokenizer: Knows which tokens are special.
+            sharpness: Factor on the logits that matching draws from, see ``draw_warmup``.
+        """
         if self.contrastive.objective == "one_to_one":
             batch = _keep_one_caption(batch)
-        images = self.retriever.encode_image(batch.images)
-        texts = self.retriever.encode_text(batch.input_ids, batch.attention_mask)
+
+        def encode_text(input_ids: Tensor, attention_mask: Tensor, most_tokens: Counts) -> Encoded:
+            return self.retriever.encode_text(input_ids, attention_mask, int(most_tokens.sum()))
+
+        images = in_chunks(self.retriever.encode_image, self.chunk_size, batch.images)
+        texts = in_chunks(encode_text, self.chunk_size, batch.input_ids, batch.attention_mask, batch.most_tokens)
         weights = self.loss_weights
         losses: dict[str, Tensor] = {}
         if weights["contrastive"]:
@@ -179,8 +202,6 @@ class RetrievalModule(LightningModule):
                 languages=batch.languages,
             )
         if weights["matching"] or weights["masked_lm"]:
-            steps = int(self.trainer.estimated_stepping_batches)
-            sharpness = draw_sharpness(self.global_step, steps, self.draw_warmup)
             draw = draw_matching(
                 images.embeds,
                 texts.embeds,
@@ -190,12 +211,18 @@ class RetrievalModule(LightningModule):
                 positive_language=self.positive_language,
             )
             if weights["matching"]:
-                losses["matching"] = batch_matching_loss(self.retriever, batch, images, texts, draw)
+                losses["matching"] = batch_matching_loss(self.retriever, batch, images, texts, draw, self.chunk_size)
             if weights["masked_lm"]:
                 losses["masked_lm"] = batch_masked_lm_loss(
-                    self.retriever, batch, images, draw, self._data.tokenizer, self.mask_rate
+                    self.retriever, batch, images, draw, tokenizer, self.mask_rate, self.chunk_size
                 )
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return losses
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Computes the weighted sum of the losses that are switched on."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        losses = self.losses(batch, self._data.tokenizer, draw_sharpness(self.global_step, steps, self.draw_warmup))
+        loss = torch.stack([self.loss_weights[name] * value for name, value in losses.items()]).sum()
         means = distributed.mean(torch.stack([loss, *losses.values()]))  # of the devices' shares: the losses themselves
         self.log("train/loss", means[0], prog_bar=True, batch_size=len(batch.images))
         logged = {f"train/{name}": value for name, value in zip(losses, means[1:], strict=True)}
@@ -385,4 +412,5 @@ def _keep_one_caption(batch: Batch) -> Batch:
         attention_mask=batch.attention_mask[rows, choice][:, None],
         caption_mask=batch.caption_mask[rows, choice][:, None],
         languages=("mixed",),
+        most_tokens=batch.most_tokens.max(1, keepdims=True),
     )

@@ -27,6 +27,7 @@ from ccr_lightning.models.retriever import Encoded, Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
 from ccr_lightning.training.checks import check_galleries, check_mrv_languages, check_pivot, check_tokenizer
 from ccr_lightning.training.chunks import check_chunks, in_chunks
+from ccr_lightning.training.compiling import compile_parts
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
@@ -60,6 +61,7 @@ class RetrievalModule(LightningModule):
         chunk_size: Images, with their captions, that are encoded at a time in training: what the backward pass needs
             of the others is computed again then, so that memory grows with the chunk and hardly with the batch, for a
             third more work (gradient caching). Draws aside the gradient is the same. None: all at once.
+        is_compiled: Whether to train with ``torch.compile``, which takes minutes at the start; measure whether it pays.
         lr: Peak learning rate.
         new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
         weight_decay: AdamW's weight decay of matrices.
@@ -89,6 +91,7 @@ class RetrievalModule(LightningModule):
         draw_warmup: float = 0.0,
         mask_rate: float = 0.4,
         chunk_size: int | None = None,
+        is_compiled: bool = False,
         lr: float = 1e-4,
         new_lr_scale: float = 2.0,
         weight_decay: float = 0.01,
@@ -125,6 +128,7 @@ class RetrievalModule(LightningModule):
         self.draw_warmup = draw_warmup
         self.mask_rate = mask_rate
         self.chunk_size = chunk_size
+        self.is_compiled = is_compiled
         self.lr = lr
         self.new_lr_scale = new_lr_scale
         self.weight_decay = weight_decay
@@ -145,6 +149,8 @@ class RetrievalModule(LightningModule):
             if self.contrastive.objective == "english_pivot":
                 check_pivot(self.contrastive.pivot_language, self._data)
             freeze_unused(self.retriever, self.loss_weights)
+            if self.is_compiled:
+                compile_parts(self.retriever, self.trainer.strategy.root_device)
 
     def _check_tokenizer(self) -> None:
         check_tokenizer(self.retriever, self._data.tokenizer)

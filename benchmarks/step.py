@@ -4,9 +4,9 @@ python -m benchmarks.step [--images 8] [--compiled]
 
 Sizes: Swin-T at 224 px, text and fusion encoder of six layers of width 384 each, 32,000 tokens, 67 M parameters;
 captions in 6 languages with lengths like those of Multi30K in XLM-R's tokens (normally distributed, mean 16, deviation
-5, from 6 to 40). A step is both passes, clipping and AdamW. The usual way is made of PyTorch's own layers; it pads captions to 40
-tokens, fuses in three passes, draws negatives row by row and uses AdamW as it comes. The floor is as many operations as
-the step has, all in one matrix product of convenient size. One thread, CPU seconds, medians of ratios.
+5, from 6 to 40). A step is both passes, clipping and AdamW. The usual way is made of PyTorch's own layers; it pads
+captions to 40 tokens, fuses in three passes, draws negatives row by row and uses AdamW as it comes. The floor is as
+many operations as the step has, all in one matrix product of convenient size. One thread, CPU seconds, medians.
 """
 
 from __future__ import annotations

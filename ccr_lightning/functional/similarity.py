@@ -133,11 +133,12 @@ def pair_similarity(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Ten
 
 def norms(embeds: Tensor) -> Tensor:
     """Euclidean norms of rows, (N,) float64, in bounded memory."""
-    found = [
-        torch.linalg.vector_norm(embeds[part], dim=1, dtype=torch.float64)
-        for part in slices(len(embeds), max(1, _TERMS // embeds.shape[1]))
-    ]
-    return torch.cat(found)
+    found = torch.empty(len(embeds), dtype=torch.float64, device=embeds.device)
+    parts = slices(len(embeds), max(1, _TERMS // embeds.shape[1]))
+    exact = embeds.new_empty((parts[0].stop, embeds.shape[1]), dtype=torch.float64)
+    for part in parts:
+        torch.linalg.vector_norm(exact[: part.stop - part.start].copy_(embeds[part]), dim=1, out=found[part])
+    return found
 
 
 def error_bounds(query_norms: Tensor, gallery_norms: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 python -m benchmarks.scaling [--teraflops 400] [--gigabytes 45]
 
 Operations and the bytes kept for the backward pass are counted in a real step of the paper's model on a few images (a
-minute on a CPU, 10 GB); bytes between GPUs follow from the shapes, as `python -m benchmarks.communication` measures them.
+minute on a CPU, 10 GB); bytes between GPUs follow from the shapes, as python -m benchmarks.communication measures them.
 Speeds are assumptions, and arguments: what a GPU computes a second in bfloat16, and what it sends to others.
 """
 
@@ -107,7 +107,10 @@ def step_table(cost: Counted, teraflops: float, gigabytes: float) -> list[list[s
         add("parameters, gradients, AdamW's averages", f"{cost.parameters * 16 / 1e9:.1f} GB")
         seconds = encoders + loss + exchanged
         for name, images in IMAGES.items():
-            add(f"an epoch of {name} images, everything hidden but the embeddings", _time(images / GLOBAL_BATCH * seconds))
+            add(
+                f"an epoch of {name} images, everything hidden but the embeddings",
+                _time(images / GLOBAL_BATCH * seconds),
+            )
     return [[name, *values] for name, values in rows.items()]
 
 

@@ -73,12 +73,23 @@ def test_counts_of_the_parts_add_up(monkeypatch):
         assert tuple(of.tolist() for of in sums) == expected
 
 
-def test_few_pairs_are_decided_at_a_time(monkeypatch):
-    monkeypatch.setattr(ranks, "_UNDECIDED", 3)
+@pytest.mark.parametrize("limit", ["_UNDECIDED", "_NOTES"])
+def test_few_pairs_are_decided_at_a_time(limit, monkeypatch):
+    monkeypatch.setattr(ranks, limit, 3)
+    monkeypatch.setattr(ranks, "_TILE", (16, 16))
+    decide, held = ranks._Direction.decide, []
+
+    def watched(direction, *sides):
+        held.append(len(direction._pairs))
+        decide(direction, *sides)
+
+    monkeypatch.setattr(ranks._Direction, "decide", watched)
     images, texts, image_ids, text_ids = data(5, 150, 1.0)
     tensors = [torch.tensor(of) for of in (images, texts, image_ids, text_ids)]
     to_text, _ = mutual_rank_counts(*tensors)
     assert (to_text.ahead.tolist(), to_text.tied.tolist()) == oracle(images, texts, image_ids, text_ids)
+    assert len(held) > 10
+    assert max(held) <= 3
 
 
 def test_each_side_has_a_positive_on_the_other():

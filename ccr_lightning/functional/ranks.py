@@ -22,6 +22,7 @@ from ccr_lightning.functional.similarity import (
 _TILE = (512, 1024)  # queries and gallery items of one matrix product: it stays in the cache of a CPU
 _GPU_TILE = (4096, 4096)
 _UNDECIDED = 2**16  # pairs that are collected before they are decided in float64
+_NOTES = 2**9  # tiles of which pairs are collected: a small tensor takes much more memory than its numbers
 
 
 class RankCounts(NamedTuple):
@@ -149,7 +150,7 @@ def _counts(
                     cells[blank] = -torch.inf
                 for direction in directions:
                     direction.count(cells, scratch, rows, columns)
-                    if direction.undecided >= _UNDECIDED:
+                    if direction.is_full:
                         direction.decide(queries, gallery, query_ids, gallery_ids)
     for direction in directions:
         direction.decide(queries, gallery, query_ids, gallery_ids)
@@ -172,9 +173,9 @@ class _Direction:
         self.high = -round_down(-best - bounds, dtype).unsqueeze(axis)
         self.ahead = torch.zeros(len(best), dtype=torch.float64, device=best.device)  # to add sums of floats to
         self.tied = torch.zeros(len(best), dtype=torch.int64, device=best.device)
-        self.undecided = 0
         self.is_dense = False  # whether most queries had something ahead in the tile before
         self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._undecided = 0
 
     def count(self, cells: Tensor, scratch: Tensor, rows: slice, columns: slice) -> None:
         """Adds the cells that are certainly above the best positive, and notes those that are not certainly below.
@@ -207,14 +208,19 @@ class _Direction:
         places = [found[0] + rows.start, found[1] + columns.start]
         places[1 - axis] = reaching[own] + part.start
         self._pairs.append((places[0], places[1]))
-        self.undecided += len(own)
+        self._undecided += len(own)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to decide."""
+        return self._undecided >= _UNDECIDED or len(self._pairs) >= _NOTES
 
     def decide(self, queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> None:
         """Counts the noted pairs by their similarity in float64."""
         if not self._pairs:
             return
         rows, columns = (torch.cat(places) for places in zip(*self._pairs, strict=True))
-        self._pairs, self.undecided = [], 0
+        self._pairs, self._undecided = [], 0
         rival = query_ids[rows] != gallery_ids[columns]  # where products may overflow, minus infinity is no verdict
         rows, columns = rows[rival], columns[rival]
         similarity = pair_similarity(queries, gallery, rows, columns)

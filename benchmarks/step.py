@@ -99,7 +99,7 @@ def step(losses: Callable[[], Tensor], optimizer: torch.optim.Optimizer, paramet
 def ours(of: RetrievalModule, batch: Batch) -> Callable[[], None]:
     """Return the package's step."""
     tokens: Any = Tokens
-    optimizer = adamw(parameter_groups(of.retriever, 1e-4, 0.01), (0.9, 0.98), fused=True)
+    optimizer = adamw(parameter_groups(of.retriever, 1e-4, 0.01), (0.9, 0.98))
     parameters: list[Tensor] = list(of.parameters())
     ready(optimizer, parameters)
     return partial(step, lambda: torch.stack(list(of.losses(batch, tokens).values())).sum(), optimizer, parameters)
@@ -203,7 +203,7 @@ def parts(of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]]:
             tensor.requires_grad_()
     scale = retriever.logit_scale.detach()
     draw = draw_matching(images.embeds, texts.embeds, scale)
-    optimizer = adamw(parameter_groups(retriever, 1e-4, 0.01), (0.9, 0.98), fused=True)
+    optimizer = adamw(parameter_groups(retriever, 1e-4, 0.01), (0.9, 0.98))
 
     def optimize() -> None:
         torch.nn.utils.clip_grad_norm_(list(retriever.parameters()), 1.0)

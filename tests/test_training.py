@@ -241,6 +241,7 @@ def test_bfloat16(data):
     fitting.fit(module, datamodule=data())
     assert all(math.isfinite(value) for logged in watcher.logged for value in logged.values())
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert all(group["fused"] for group in fitting.optimizers[0].param_groups)  # and its gradients were clipped
     assert 0 <= fitting.callback_metrics["val/mean_recall"] <= 1
 
 

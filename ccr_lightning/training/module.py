@@ -247,9 +247,7 @@ class RetrievalModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with the paper's parameter groups, linear warm-up and decay over the whole training."""
         groups = self._parameter_groups()
-        # In mixed precision Lightning refuses to clip the gradients of a fused optimiser.
-        fused = None if "mixed" in str(self.trainer.precision) else True
-        optimizer = adamw(groups, self.betas, fused=fused)
+        optimizer = adamw(groups, self.betas, is_mixed="mixed" in str(self.trainer.precision))
         total_steps = self.trainer.estimated_stepping_batches
         # That built the training loader. Lightning has to build it again, once a resumed run's progress is restored.
         self.trainer.fit_loop._combined_loader = None

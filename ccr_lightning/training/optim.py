@@ -53,13 +53,14 @@ def parameter_groups(
     ]
 
 
-def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], *, fused: bool | None = None) -> AdamW:
-    """Returns AdamW for what :func:`parameter_groups` sorted.
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], *, is_mixed: bool = False) -> AdamW:
+    """Returns AdamW, as one fused operation, for what :func:`parameter_groups` sorted.
 
     Args:
         groups: Parameters with their learning rate and weight decay.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
-        fused: torch's ``fused``.
+        is_mixed: Whether training is in mixed precision. The fused operation would then take gradients as the scaler
+            scaled them, which nobody could clip before; with this the scaler puts them right first.
 
     Raises:
         CCRError: If a beta is out of range.
@@ -70,7 +71,10 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], *, fused: bo
     """
     if not all(0 <= beta < 1 for beta in betas):
         raise CCRError(f"betas={tuple(betas)} is out of range: choose two numbers from 0 to below 1.")
-    return AdamW(groups, betas=betas, fused=fused)
+    optimizer = AdamW(groups, betas=betas, fused=True)
+    if is_mixed:
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def freeze_unused(retriever: Retriever, loss_weights: Mapping[str, float]) -> None:

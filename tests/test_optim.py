@@ -96,6 +96,29 @@ def test_groups_are_what_adamw_takes():
         torch.testing.assert_close(parameter.detach(), kept * before[name])
 
 
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_scaler_s_gradients_can_be_clipped(is_finite):
+    """As Lightning goes about it in 16-mixed: unscale, clip, step; against torch's own AdamW without a scaler."""
+    torch.manual_seed(0)
+    inputs = torch.randn(5, 4)
+    if not is_finite:
+        inputs[0] = torch.inf
+    scaled, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    plain.load_state_dict(scaled.state_dict())
+    optimizer = adamw(parameter_groups(scaled, 0.1, 0.5), (0.9, 0.98), is_mixed=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(scaled(inputs).square().sum()).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(scaled.parameters(), 0.5)
+    scaler.step(optimizer)
+    if is_finite:  # else the step is left out
+        plain(inputs).square().sum().backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        torch.optim.AdamW(parameter_groups(plain, 0.1, 0.5), betas=(0.9, 0.98), fused=False).step()
+    for one, other in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(
     ("total_steps", "warmup_fraction", "expected"),
     [

@@ -73,7 +73,7 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], *, is_mixed:
         raise CCRError(f"betas={tuple(betas)} is out of range: choose two numbers from 0 to below 1.")
     optimizer = AdamW(groups, betas=betas, fused=True)
     if is_mixed:
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = False
     return optimizer
 
 

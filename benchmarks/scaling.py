@@ -27,6 +27,8 @@ from ccr_lightning.types import Batch
 GLOBAL_BATCH, LANGUAGES, EMBED_DIM, TOKENS = 65536, 10, 256, 16
 GPUS = (8, 64, 512)
 IMAGES = {"3.3 M": 3_309_520, "1 B": 10**9}
+CHUNK = 128
+STATES = (50 + LANGUAGES * TOKENS) * 1024  # numbers in the token states of an image and its captions
 SIZES: dict[str, Any] = {"hidden_size": 1024, "layers": 6, "heads": 16, "feed_forward_size": 4096, "dropout": 0.1}
 
 
@@ -97,26 +99,30 @@ def step_table(cost: Counted, teraflops: float, gigabytes: float) -> list[list[s
         exchanged = 2 * embeddings * (gpus - 1) / gpus / gigabytes / 1e9
         gradients = 2 * cost.parameters * 4 * (gpus - 1) / gpus / gigabytes / 1e9
         add("images on each GPU", f"{own:,}")
-        add("encoders, fusion, both passes", f"{encoders:.1f} s")
-        add("contrastive loss, in tiles, float32", f"{loss:.2f} s")
-        add("embeddings gathered, gradients scattered back", f"{2 * embeddings / 1e9:.1f} GB, {exchanged:.3f} s")
-        add("gradients of the parameters, all-reduced", f"{2 * cost.parameters * 4 / 1e9:.1f} GB, {gradients:.2f} s")
+        add("encoders, fusion, both passes", f"{encoders:.2g} s")
+        add("contrastive loss, in tiles, float32", f"{loss:.2g} s")
+        add("embeddings gathered, gradients scattered back", f"{2 * embeddings / 1e9:.1f} GB, {exchanged:.2g} s")
+        add("gradients of the parameters, all-reduced", f"{2 * cost.parameters * 4 / 1e9:.1f} GB, {gradients:.2g} s")
         add("kept for the backward pass, all at once", f"{own * cost.kept_bytes / 2 / 1e9:,.0f} GB")
+        in_chunks = own * STATES * 4 + CHUNK * cost.kept_bytes / 2
+        add(f"the same with chunk_size {CHUNK}", f"{in_chunks / 1e9:,.0f} GB")
         add("logits of the dense loss, and their gradient", f"{2 * cells * 4 / 1e9:.1f} GB")
         add("gathered embeddings, and their gradient", f"{2 * embeddings / 1e9:.2f} GB")
         add("parameters, gradients, AdamW's averages", f"{cost.parameters * 16 / 1e9:.1f} GB")
         seconds = encoders + loss + exchanged
         for name, images in IMAGES.items():
             add(
-                f"an epoch of {name} images, everything hidden but the embeddings",
+                f"an epoch of {name} images, if the all-reduce is hidden",
                 _time(images / GLOBAL_BATCH * seconds),
             )
     return [[name, *values] for name, values in rows.items()]
 
 
 def _time(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+    minutes = seconds / 60
+    if minutes < 100:
+        return f"{minutes:.2g} min"
+    return f"{minutes / 60:.2g} h" if minutes < 2880 else f"{minutes / 1440:.2g} days"
 
 
 def main() -> None:

@@ -133,11 +133,10 @@ def pair_similarity(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Ten
 
 def norms(embeds: Tensor) -> Tensor:
     """Euclidean norms of rows, (N,) float64, in bounded memory."""
-    found = [
-        torch.linalg.vector_norm(embeds[part], dim=1, dtype=torch.float64)
-        for part in slices(len(embeds), max(1, _TERMS // embeds.shape[1]))
-    ]
-    return torch.cat(found)
+    found = embeds.new_empty(len(embeds), dtype=torch.float64)  # small results between large terms would leave holes
+    for part in slices(len(embeds), max(1, _TERMS // embeds.shape[1])):
+        found[part] = torch.linalg.vector_norm(embeds[part], dim=1, dtype=torch.float64)
+    return found
 
 
 def error_bounds(query_norms: Tensor, gallery_norms: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ COLUMNS = {
     "ranks": ("Exact ranks, recalls and MRV, both directions", "images, with one caption each"),
     "loss": ("1-to-K loss and its gradient", "images in the batch, with 10 captions each"),
 }
-ROWS = {"seconds": "CPU seconds", "mebibytes": "peak memory, MiB"}
+ROWS = {"seconds": "CPU seconds", "mebibytes": "peak memory beyond embeddings, MiB"}
 LINES = (  # before the name of a way, and its style, in the order of the document
     ("floor: ", {"color": "0.45", "linestyle": "--", "linewidth": 1.2}),
     ("ours: ", {"color": "tab:blue", "marker": "o", "markersize": 5, "linewidth": 3, "zorder": 3}),
@@ -34,7 +34,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 def figure(document: Mapping[str, Any]) -> Figure:
     """Seconds and memory (rows) of the ranks and the loss (columns) against size, all of them logarithmic."""
-    drawn = Figure(figsize=(9, 7.5), layout="constrained")
+    drawn = Figure(figsize=(9, 8), layout="constrained")
     of = document["machine"]
     machine = f"one thread of {of['processor']}, torch {of['torch']}, embeddings of 256 components"
     drawn.suptitle(f"Cost as work grows\n{machine}", fontsize=10)
@@ -54,7 +54,7 @@ def figure(document: Mapping[str, Any]) -> Figure:
         sizes = max((series["sizes"] for series in work["ways"].values()), key=len)
         column[1].set_xticks(sizes, [f"{size:,}" for size in sizes])
         column[1].xaxis.set_minor_locator(NullLocator())
-        column[1].legend(loc="upper left", bbox_to_anchor=(-0.12, -0.2), fontsize=8, frameon=False)
+        column[1].legend(loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=8, frameon=False)
     return drawn
 
 
@@ -64,8 +64,8 @@ def _stopped(series: Mapping[str, Any]) -> str:
         return ""
     of = series["next"]
     if of["mebibytes"] > 8192:
-        return f" ({of['size']:,} would need about {of['mebibytes'] / 1024:.0f} GiB)"
-    return f" ({of['size']:,} would take about {of['seconds'] / 60:.0f} minutes)"
+        return f"\n({of['size']:,} would need about {of['mebibytes'] / 1024:.0f} GiB)"
+    return f"\n({of['size']:,} would take about {of['seconds'] / 60:.0f} minutes)"
 
 
 def _shade_libraries(axis: Axes, mebibytes: float) -> None:
@@ -73,5 +73,5 @@ def _shade_libraries(axis: Axes, mebibytes: float) -> None:
     bottom = axis.get_ylim()[0] / 2
     axis.set_ylim(bottom=bottom)
     axis.axhspan(bottom, mebibytes, color="0.93", zorder=0)
-    note = f"up to {mebibytes:.0f} MiB: code and buffers of the libraries, at any size"
+    note = f"up to {mebibytes:.0f} MiB: code and buffers of the libraries"
     axis.annotate(note, (0.02, 0.02), xycoords="axes fraction", fontsize=8, color="0.35")

@@ -19,7 +19,5 @@ test:  ## default tests: CPU, offline, minutes
 
 check: lint types test  ## all of the above, changing nothing
 
-bench:  ## ranks, loss and negatives against other ways, in minutes; tables, and JSON in runs/benchmarks/
-	$(PYTHON) -m benchmarks.ranks
-	$(PYTHON) -m benchmarks.loss
-	$(PYTHON) -m benchmarks.negatives
+bench:  ## what README's speed is compared by, in minutes; tables, and JSON in runs/benchmarks/
+	$(PYTHON) -m benchmarks

@@ -9,23 +9,22 @@ of ratios.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import compare, show, write
+from benchmarks.measure import Measured, arguments, compare, in_process, product_of_tiles, show, write
 from ccr_lightning.functional.contrastive import one_to_k_contrastive_loss
-from ccr_lightning.functional.similarity import slices
 
 WIDTH, LANGUAGES, SCALE = 256, 10, 1 / 0.07
 TILE = (256, 1024)
-FLOOR = "three products"
+FLOOR, OURS = "three products", "tiled"
+
+Loss = Callable[..., Tensor]
 
 
 def embeddings(batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,13 +38,8 @@ def embeddings(batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
 
 def products(images: Tensor, texts: Tensor, _: Tensor) -> None:
     """The floor: three products of the size of the logits, in tiles."""
-    rows, columns = images.detach(), texts.detach().flatten(0, 1)
-    space = torch.empty(TILE[0] * TILE[1])
     for _ in range(3):
-        for own in slices(len(rows), TILE[0]):
-            for others in slices(len(columns), TILE[1]):
-                shape = (own.stop - own.start, others.stop - others.start)
-                torch.mm(rows[own], columns[others].T, out=space[: shape[0] * shape[1]].view(shape))
+        product_of_tiles(images.detach(), texts.detach().flatten(0, 1), TILE)
 
 
 def with_labels(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
@@ -58,14 +52,27 @@ def with_labels(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
     return 0.5 * (to_text.mean() + to_image.mean())
 
 
-def trained(loss: Callable[..., Tensor], sides: tuple[Tensor, Tensor, Tensor]) -> None:
+LOSSES: dict[str, Loss] = {
+    OURS: partial(one_to_k_contrastive_loss, is_tiled=True),
+    "dense": partial(one_to_k_contrastive_loss, is_tiled=False),
+    "log-softmax with one-hot labels": with_labels,
+}
+
+
+def trained(loss: Loss, sides: tuple[Tensor, Tensor, Tensor]) -> None:
     """Forward and backward."""
     for of in sides:
         of.grad = None
     loss(*sides).backward()
 
 
-def gradient_error(loss: Callable[..., Tensor], batch: int) -> float:
+def ways(batch: int, losses: Mapping[str, Loss]) -> dict[str, Callable[[], Any]]:
+    """Return the floor, and forward and backward of each loss."""
+    sides = embeddings(batch)
+    return {FLOOR: partial(products, *sides)} | {name: partial(trained, loss, sides) for name, loss in losses.items()}
+
+
+def gradient_error(loss: Loss, batch: int) -> float:
     """The largest difference of a gradient from that in float64, as a share of the largest gradient."""
     exact, found = embeddings(batch, torch.float64), embeddings(batch)
     trained(partial(one_to_k_contrastive_loss, is_tiled=False), exact)
@@ -78,31 +85,27 @@ def gradient_error(loss: Callable[..., Tensor], batch: int) -> float:
     return max(errors)
 
 
+def compared(batch: int, losses: Mapping[str, Loss], rounds: int) -> tuple[dict[str, Measured], dict[str, float]]:
+    """Return what each loss costs, and the error of its gradient."""
+    measured = compare(ways(batch, losses), FLOOR, rounds=rounds)
+    return measured, {name: gradient_error(loss, batch) for name, loss in losses.items()}
+
+
 def main() -> None:
     """Compare, print a table for each size, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "loss")
     parser.add_argument("--batches", type=int, nargs="+", default=[1024])
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile, which needs a C++ compiler")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks/loss.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    losses: dict[str, Callable[..., Tensor]] = {
-        "tiled": partial(one_to_k_contrastive_loss, is_tiled=True),
-        "dense": partial(one_to_k_contrastive_loss, is_tiled=False),
-        "log-softmax with one-hot labels": with_labels,
-    }
+    losses = dict(LOSSES)
     if args.compiled:
         losses["dense, compiled"] = torch.compile(losses["dense"])
     results: dict[str, Any] = {}
     for batch in args.batches:
-        sides = embeddings(batch)
-        ways: dict[str, Callable[[], Any]] = {FLOOR: partial(products, *sides)}
-        ways |= {name: partial(trained, loss, sides) for name, loss in losses.items()}
-        measured = compare(ways, FLOOR, rounds=args.rounds)
+        measured, errors = in_process(partial(compared, batch, losses, args.rounds))
         title = f"{batch} images x {LANGUAGES} languages"
         show(title, measured, FLOOR)
-        errors = {name: gradient_error(loss, batch) for name, loss in losses.items()}
         print("gradient against float64: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
         results[title] = {name: of._asdict() for name, of in measured.items()} | {"gradient_errors": errors}
     write(args.output, results)

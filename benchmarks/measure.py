@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import pickle
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
+
+from ccr_lightning.functional.similarity import slices
+
+T = TypeVar("T")
 
 
 class Measured(NamedTuple):
@@ -23,12 +29,30 @@ class Measured(NamedTuple):
     mebibytes: float | None  # at the peak, beyond what there was before
 
 
+def arguments(doc: str | None, name: str, rounds: int = 5) -> argparse.ArgumentParser:
+    """Return a parser of what all comparisons have: rounds, and where the JSON goes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("-o", "--output", type=Path, default=Path(f"runs/benchmarks/{name}.json"))
+    return parser
+
+
+def product_of_tiles(rows: Tensor, columns: Tensor, tile: tuple[int, int]) -> None:
+    """What similarities take at least: every cell of ``rows @ columns.T`` once, tile by tile, kept nowhere."""
+    space = torch.empty(tile[0] * tile[1])
+    for own in slices(len(rows), tile[0]):
+        for others in slices(len(columns), tile[1]):
+            shape = (own.stop - own.start, others.stop - others.start)
+            torch.mm(rows[own], columns[others].T, out=space[: shape[0] * shape[1]].view(shape))
+
+
 def compare(
     ways: Mapping[str, Callable[[], Any]], floor: str, *, rounds: int = 5, slow: Sequence[str] = (), memory: bool = True
 ) -> dict[str, Measured]:
     """Run every way in turns with the floor, and return what each cost.
 
-    Peaks are measured first, while the process holds no memory that it could use again.
+    Peaks are measured first, while the process holds no memory that it could use again: call it ``in_process``, if
+    something was run before.
 
     Args:
         ways: Name to function.
@@ -56,20 +80,34 @@ def compare(
 
 def peak_mebibytes(way: Callable[[], Any]) -> float:
     """Resident memory at its peak while a forked process runs ``way``, beyond what that process began with."""
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-            before = _status("VmRSS")
-            way()
-            os.write(writer, pickle.dumps((_status("VmHWM") - before) / 1024))
-        finally:
-            os._exit(0)
-    os.wait()
-    os.close(writer)
-    with os.fdopen(reader, "rb") as file:
-        result: float = pickle.load(file)
+    return in_process(partial(_peak, way))
+
+
+def in_process(function: Callable[[], T]) -> T:
+    """Run a function in a forked process, which leaves nothing in the memory of this one, and return its result.
+
+    Raises:
+        RuntimeError: If the process ends without a result.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(function()))
+    process.start()
+    sender.close()
+    try:
+        result: T = receiver.recv()
+    except EOFError:
+        raise RuntimeError("a forked process failed, or was killed: what it printed says more") from None
+    finally:
+        process.join()
     return result
+
+
+def _peak(way: Callable[[], Any]) -> float:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = _status("VmRSS")
+    way()
+    return (_status("VmHWM") - before) / 1024
 
 
 def _status(name: str) -> int:

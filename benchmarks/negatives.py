@@ -8,17 +8,15 @@ thread, CPU seconds, medians of ratios.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import compare, show, write
+from benchmarks.measure import Measured, arguments, compare, in_process, show, write
 from ccr_lightning.functional.matching import draw_matching
 
 WIDTH, LANGUAGES, SCALE = 256, 6, 1 / 0.07
@@ -43,24 +41,27 @@ def loop(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return language, torch.tensor(negative_images), torch.tensor(negative_texts)
 
 
+def compared(batch: int, rounds: int) -> dict[str, Measured]:
+    """Return what both ways cost."""
+    images = F.normalize(torch.randn(batch, WIDTH), dim=1)
+    texts = F.normalize(images[:, None] + 0.2 * torch.randn(batch, LANGUAGES, WIDTH), dim=-1)
+    ways: dict[str, Callable[[], Any]] = {
+        OURS: partial(draw_matching, images, texts, SCALE),
+        LOOP: partial(loop, images, texts),
+    }
+    return compare(ways, OURS, rounds=rounds)
+
+
 def main() -> None:
     """Compare, print a table for each size, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "negatives", rounds=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 1024])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks/negatives.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for batch in args.batches:
-        images = F.normalize(torch.randn(batch, WIDTH), dim=1)
-        texts = F.normalize(images[:, None] + 0.2 * torch.randn(batch, LANGUAGES, WIDTH), dim=-1)
-        ways: dict[str, Callable[[], Any]] = {
-            OURS: partial(draw_matching, images, texts, SCALE),
-            LOOP: partial(loop, images, texts),
-        }
         title = f"{batch} images x {LANGUAGES} languages"
-        measured = compare(ways, OURS, rounds=args.rounds)
+        measured = in_process(partial(compared, batch, args.rounds))
         show(title, measured, OURS)
         results[title] = {name: of._asdict() for name, of in measured.items()}
     write(args.output, results)

@@ -9,10 +9,8 @@ first gives ranks that are exact where cells nearly tie, and its ties. One threa
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import compare, show, write
+from benchmarks.measure import Measured, arguments, compare, in_process, product_of_tiles, show, write
 from ccr_lightning.functional.consistency import mean_rank_variance
 from ccr_lightning.functional.ranks import mutual_rank_counts
 from ccr_lightning.functional.retrieval import recall_at_k
-from ccr_lightning.functional.similarity import slices
 
 WIDTH = 256
 TILE = (512, 1024)
@@ -38,15 +35,6 @@ def embeddings(images: int, *, trained: bool, seed: int = 0) -> tuple[Tensor, Te
     generator = torch.Generator().manual_seed(seed)
     image_embeds, noise = (F.normalize(torch.randn(images, WIDTH, generator=generator), dim=1) for _ in range(2))
     return image_embeds, F.normalize(image_embeds + 3.4 * noise, dim=1) if trained else noise
-
-
-def product(images: Tensor, texts: Tensor) -> None:
-    """The floor: every cell once, kept nowhere."""
-    space = torch.empty(TILE[0] * TILE[1])
-    for rows in slices(len(images), TILE[0]):
-        for columns in slices(len(texts), TILE[1]):
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            torch.mm(images[rows], texts[columns].T, out=space[: shape[0] * shape[1]].view(shape))
 
 
 def ours(images: Tensor, texts: Tensor) -> list[float]:
@@ -109,27 +97,36 @@ OTHERS: dict[str, Callable[[Tensor, Tensor], list[float]]] = {
 }
 
 
+def ways(images: int, *, trained: bool, others: Sequence[str]) -> dict[str, Callable[[], Any]]:
+    """Return the floor, ours, and other ways by their names."""
+    sides = embeddings(images, trained=trained)
+    functions = {FLOOR: partial(product_of_tiles, tile=TILE), OURS: ours} | {name: OTHERS[name] for name in others}
+    return {name: partial(function, *sides) for name, function in functions.items()}
+
+
+def compared(images: int, *, trained: bool, others: Sequence[str], rounds: int) -> tuple[dict[str, Measured], float]:
+    """Return what each way costs, and R@1 of images."""
+    tried = ways(images, trained=trained, others=others)
+    measured = compare(tried, FLOOR, rounds=rounds, slow=["torchmetrics hit rate"])
+    recalls = tried[OURS]()
+    for name in others:
+        assert np.allclose(tried[name](), recalls, atol=1e-3), name
+    return measured, recalls[0]
+
+
 def main() -> None:
     """Compare, print a table for each size, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "ranks")
     parser.add_argument("--images", type=int, nargs="+", default=[5000])
     parser.add_argument("--largest", type=int, default=5000, help="number of images up to which other ways are tried")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks/ranks.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for images in args.images:
         for trained in (True, False):
-            sides = embeddings(images, trained=trained)
-            recalls = ours(*sides)
-            ways: dict[str, Callable[[], Any]] = {FLOOR: partial(product, *sides), OURS: partial(ours, *sides)}
-            if trained and images <= args.largest:
-                ways |= {name: partial(way, *sides) for name, way in OTHERS.items()}
-            title = f"{images} images, {'trained' if trained else 'untrained'}, R@1 {100 * recalls[0]:.1f} %"
-            measured = compare(ways, FLOOR, rounds=args.rounds, slow=["torchmetrics hit rate"])
-            for name in OTHERS.keys() & ways.keys():  # after the peaks, for memory that was had before hides them
-                assert np.allclose(ways[name](), recalls, atol=1e-3), name
+            others = list(OTHERS) if trained and images <= args.largest else []
+            measured, recall = in_process(partial(compared, images, trained=trained, others=others, rounds=args.rounds))
+            title = f"{images} images, {'trained' if trained else 'untrained'}, R@1 {100 * recall:.1f} %"
             show(title, measured, FLOOR)
             results[title] = {name: of._asdict() for name, of in measured.items()}
     write(args.output, results)

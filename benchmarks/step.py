@@ -11,10 +11,8 @@ many operations as the step has, all in one matrix product of convenient size. O
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -25,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import negatives
 from benchmarks.loss import with_labels
-from benchmarks.measure import compare, show, write
+from benchmarks.measure import arguments, compare, in_process, show, write
 from ccr_lightning.functional.masking import mask_tokens
 from ccr_lightning.functional.matching import draw_matching
 from ccr_lightning.models.fusion import FusionEncoder
@@ -235,15 +233,13 @@ def text_tower(of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]
 
 def main() -> None:
     """Compare, print the tables, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "step", rounds=3)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile, which needs a C++ compiler")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks/step.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     batch, of = batch_of(args.images), module()
-    count = operations(ours(of, batch))
+    count = in_process(lambda: operations(ours(of, batch)))
     quarter = max(1, args.images // 4)
     ways: dict[str, Callable[[], Any]] = {
         FLOOR: partial(arithmetic, count),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import loss, negatives, ranks, reranking
-from benchmarks.measure import peak_mebibytes
+from benchmarks import growth, loss, negatives, ranks, reranking
+from benchmarks.__main__ import COMPARISONS
+from benchmarks.growth_figure import figure
+from benchmarks.measure import in_process, peak_mebibytes
 from ccr_lightning.functional.contrastive import one_to_k_contrastive_loss
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -50,23 +57,95 @@ def test_peak_of_a_process():
     assert peak_mebibytes(lambda: None) < 10
 
 
-@pytest.mark.parametrize(
-    ("module", "arguments"),
-    [
-        (ranks, ["--images", "60", "--rounds", "1"]),
-        (loss, ["--batches", "20", "--rounds", "1"]),
-        (negatives, ["--batches", "8", "--rounds", "1"]),
-    ],
-)
-def test_commands_write_a_table_and_json(module, arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "-o", str(tmp_path / "out.json")])
-    module.main()
-    out = capsys.readouterr().out
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert document.pop("machine")["threads"] == 1
-    for title, measured in document.items():
-        assert title in out
-        assert all(of["seconds"] >= 0 for name, of in measured.items() if name != "gradient_errors")
+def test_a_process_gives_its_result_or_an_error(capfd):
+    held = torch.zeros(1)
+    assert in_process(lambda: held.add_(1).item()) == 1
+    assert held.item() == 0
+    with pytest.raises(RuntimeError, match="forked process failed"):
+        in_process(lambda: held.view(7))
+    assert "shape '[7]' is invalid" in capfd.readouterr().err
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_all_comparisons_write_tables_and_json(tmp_path):
+    done = run("--small", "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.json" for name in COMPARISONS}
+    for name in COMPARISONS:
+        assert f"{name}: wrote {tmp_path / name}.json" in done.stdout
+        document = json.loads((tmp_path / f"{name}.json").read_text())
+        assert document.pop("machine")["threads"] == 1
+        assert document
+        assert all(title in done.stdout for title in document)
+
+
+def test_a_comparison_that_fails(tmp_path):
+    (tmp_path / "loss.json").mkdir()  # cannot be written
+    done = run("loss", "negatives", "--small", "-o", tmp_path)
+    assert done.returncode == 1
+    assert "loss: failed, exit status 1" in done.stdout
+    assert "IsADirectoryError" in done.stderr
+    assert f"negatives: wrote {tmp_path / 'negatives.json'}" in done.stdout
+
+
+def check_figure(document):
+    """What is drawn is the numbers of the document, in its order."""
+    axes = figure(document).axes
+    assert len(axes) == 4
+    for axis, (work, of) in zip(
+        axes, [(work, of) for of in ("seconds", "mebibytes") for work in ("ranks", "loss")], strict=True
+    ):
+        assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+        ways = document[work]["ways"]
+        for line, (name, series) in zip(axis.lines, ways.items(), strict=True):
+            assert name in line.get_label()
+            assert line.get_xydata().tolist() == [
+                list(point) for point in zip(series["sizes"], series[of], strict=True)
+            ]
+            low, high = axis.get_ylim()
+            assert all(low < value < high for value in series[of])
+
+
+def test_growth(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "growth.json"
+    arguments = ["growth", "--images", "20", "40", "--batches", "6", "12", "--rounds", "1", "-o", str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setitem(growth.LARGEST, "torch argsort", 20)
+    monkeypatch.setitem(growth.LARGEST, "dense", 6)
+    growth.main()
+    document = json.loads(path.read_text())
+    check_figure(document)
+    assert document["ranks"]["ways"][ranks.OURS]["sizes"] == [20, 40]
+    assert document["loss"]["ways"][loss.FLOOR]["ratio"] == [1, 1]
+    for work, name in (("ranks", "torch argsort"), ("loss", "dense")):
+        series = document[work]["ways"][name]
+        assert len(series["sizes"]) == 1
+        assert series["next"]["size"] == 2 * series["sizes"][0]
+        assert series["next"]["seconds"] == 4 * series["seconds"][0]
+
+    with Image.open(path.with_suffix(".png")) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 900
+    drawn = path.with_suffix(".png").read_bytes()
+    path.with_suffix(".png").unlink()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--plot_only"])
+    capsys.readouterr()
+    growth.main()
+    assert path.with_suffix(".png").read_bytes() == drawn
+    assert json.loads(path.read_text()) == document
+    assert "CPU s" not in capsys.readouterr().out
+
+
+def test_the_figure_that_readme_shows():
+    check_figure(json.loads((ROOT / "docs" / "growth.json").read_text()))
+    with Image.open(ROOT / "docs" / "growth.png") as picture:
+        picture.load()
+    assert (ROOT / "docs" / "growth.png").stat().st_size < 120_000
 
 
 def test_re_ranking(monkeypatch, capsys):

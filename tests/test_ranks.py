@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +38,24 @@ def data(seed, images, noise, *, repeated=0.1, width=24):
         copies = generator.random(len(embeds)) < repeated
         embeds[copies] = embeds[generator.integers(0, len(embeds), copies.sum())]
     return *(np.round(embeds * 2**12) / 2**12 for embeds in (image_embeds, text_embeds)), ids, ids[owner]
+
+
+MEMORY = """
+import torch
+from benchmarks.measure import peak_mebibytes
+from ccr_lightning.functional.ranks import mutual_rank_counts
+
+torch.set_num_threads(1)
+embeds, ids = torch.randn(100_000, 256, generator=torch.Generator().manual_seed(0)), torch.arange(100_000)
+print(peak_mebibytes(lambda: mutual_rank_counts(embeds, embeds, ids, ids, images=slice(512))))
+"""
+
+
+def test_memory_of_many_embeddings_is_a_part_of_their_own():
+    """In a new process, whose memory has no holes to fill."""
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60  # the embeddings are 98 MiB; tiles and libraries take 25
 
 
 @pytest.mark.parametrize("tile", [(512, 1024), (7, 5), (1, 1000), (1000, 1), (64, 33)], ids=str)

@@ -17,7 +17,10 @@ from pathlib import Path
 COMPARISONS = {  # name of the module: what it compares, and arguments with which it takes seconds
     "ranks": ("exact ranks, recalls and MRV, with other ways to recalls", "--images 60 --rounds 1"),
     "loss": ("the 1-to-K loss in tiles, with its other forms", "--batches 20 --rounds 1"),
-    "step": ("a pre-training step by its parts, with a plainly written one", "--images 1 --rounds 1"),
+    "step": (
+        "a training step by part, with a plain one",
+        "--images 2 --pixels 32 --layers 1 --rounds 1",
+    ),
     "negatives": ("hard negatives of all rows at once, with row by row", "--batches 8 --rounds 1"),
 }
 

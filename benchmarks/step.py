@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -37,9 +37,18 @@ from ccr_lightning.training.optim import adamw, parameter_groups
 from ccr_lightning.types import Batch
 
 LANGUAGES, PADDED, VOCABULARY = 6, 40, 32000
-SWIN, PIXELS, IMAGE_WIDTH = "swin_tiny_patch4_window7_224", 224, 768
-WIDTH, LAYERS, HEADS, FEED_FORWARD, EMBED_DIM, DROPOUT = 384, 6, 6, 1536, 256, 0.1
+SWIN, IMAGE_WIDTH = "swin_tiny_patch4_window7_224", 768
+WIDTH, HEADS, FEED_FORWARD, EMBED_DIM, DROPOUT = 384, 6, 1536, 256, 0.1
 FLOOR, OURS, USUAL = "its arithmetic", "ours", "the usual way"
+TRUE_LENGTHS = "text tower, true lengths"
+
+
+class Sizes(NamedTuple):
+    """Of the batch and of the model; smaller ones only show that everything runs."""
+
+    images: int = 8
+    pixels: int = 224
+    layers: int = 6  # of the text encoder, and of the fusion encoder
 
 
 class Tokens:
@@ -50,13 +59,13 @@ class Tokens:
     vocab_size = VOCABULARY
 
 
-def batch_of(images: int) -> Batch:
+def batch_of(sizes: Sizes) -> Batch:
     """Return images of noise, and captions of random tokens padded to the longest."""
-    generator = torch.Generator().manual_seed(0)
+    images, generator = sizes.images, torch.Generator().manual_seed(0)
     lengths = torch.randn(images, LANGUAGES, generator=generator).mul(5).add(16).round().clamp(6, PADDED).long()
     length = int(lengths.max())
     return Batch(
-        images=torch.randn(images, 3, PIXELS, PIXELS, generator=generator),
+        images=torch.randn(images, 3, sizes.pixels, sizes.pixels, generator=generator),
         image_ids=torch.arange(images),
         input_ids=torch.randint(5, VOCABULARY, (images, LANGUAGES, length), generator=generator),
         attention_mask=torch.arange(length) < lengths[..., None],
@@ -66,14 +75,19 @@ def batch_of(images: int) -> Batch:
     )
 
 
-def module(chunk_size: int | None = None) -> RetrievalModule:
+def module(sizes: Sizes, chunk_size: int | None = None) -> RetrievalModule:
     """Return the package's module."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"layers": LAYERS, "heads": HEADS, "feed_forward_size": FEED_FORWARD, "dropout": DROPOUT}
+    layers: dict[str, Any] = {
+        "layers": sizes.layers,
+        "heads": HEADS,
+        "feed_forward_size": FEED_FORWARD,
+        "dropout": DROPOUT,
+    }
     retriever = Retriever(
-        ImageEncoder(SWIN, PIXELS, drop_path_rate=0.1),
-        TextEncoder(VOCABULARY, WIDTH, max_positions=PADDED, **sizes),
-        FusionEncoder(WIDTH, image_width=IMAGE_WIDTH, **sizes),
+        ImageEncoder(SWIN, sizes.pixels, drop_path_rate=0.1),
+        TextEncoder(VOCABULARY, WIDTH, max_positions=PADDED, **layers),
+        FusionEncoder(WIDTH, image_width=IMAGE_WIDTH, **layers),
         embed_dim=EMBED_DIM,
     )
     return RetrievalModule(retriever, chunk_size=chunk_size)
@@ -106,15 +120,16 @@ def ours(of: RetrievalModule, batch: Batch) -> Callable[[], None]:
 class Usual(nn.Module):
     """A model of the same sizes of PyTorch's layers, and its losses."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.vision = timm.create_model(SWIN, num_classes=0, drop_path_rate=0.1)
-        sizes: dict[str, Any] = {"dropout": DROPOUT, "activation": "gelu", "batch_first": True}
+        self.vision = timm.create_model(SWIN, img_size=sizes.pixels, num_classes=0, drop_path_rate=0.1)
+        kind: dict[str, Any] = {"dropout": DROPOUT, "activation": "gelu", "batch_first": True}
         self.words, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(PADDED, WIDTH)
-        text = nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, **sizes)
-        self.text = nn.TransformerEncoder(text, LAYERS, enable_nested_tensor=False)
+        text = nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, **kind)
+        self.text = nn.TransformerEncoder(text, sizes.layers, enable_nested_tensor=False)
         self.context = nn.Linear(IMAGE_WIDTH, WIDTH)
-        self.fusion = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, HEADS, FEED_FORWARD, **sizes), LAYERS)
+        fusion = nn.TransformerDecoderLayer(WIDTH, HEADS, FEED_FORWARD, **kind)
+        self.fusion = nn.TransformerDecoder(fusion, sizes.layers)
         self.project_image, self.project_text = nn.Linear(IMAGE_WIDTH, EMBED_DIM), nn.Linear(WIDTH, EMBED_DIM)
         self.match = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, 2))
         self.predict = nn.Linear(WIDTH, VOCABULARY)
@@ -156,10 +171,10 @@ class Usual(nn.Module):
         return loss + F.cross_entropy(self.predict(fused[hidden]), masked.targets[hidden])
 
 
-def usual(batch: Batch) -> Callable[[], None]:
+def usual(sizes: Sizes, batch: Batch) -> Callable[[], None]:
     """Return the step of the usual way."""
     torch.manual_seed(0)
-    model = Usual()
+    model = Usual(sizes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, betas=(0.9, 0.98))
     parameters: list[Tensor] = list(model.parameters())
     ready(optimizer, parameters)
@@ -218,15 +233,13 @@ def parts(of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]]:
     }
 
 
-def text_tower(of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]]:
+def text_tower(sizes: Sizes, of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]]:
     """Return the text encoder on true lengths, and PyTorch's on captions padded to 40 tokens."""
-    model = Usual()
+    model = Usual(sizes)
     spare = (0, PADDED - batch.input_ids.shape[2])
     input_ids, mask = (F.pad(of, spare).flatten(0, 1) for of in (batch.input_ids, batch.attention_mask))
     return {
-        "text tower, true lengths": lambda: (
-            of.retriever.encode_text(batch.input_ids, batch.attention_mask).states.sum().backward()
-        ),
+        TRUE_LENGTHS: lambda: of.retriever.encode_text(batch.input_ids, batch.attention_mask).states.sum().backward(),
         "text tower, padded to 40": lambda: model.encode(input_ids, mask).sum().backward(),
     }
 
@@ -234,21 +247,23 @@ def text_tower(of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]
 def main() -> None:
     """Compare, print the tables, write JSON."""
     parser = arguments(__doc__, "step", rounds=3)
-    parser.add_argument("--images", type=int, default=8)
+    for name, default in Sizes()._asdict().items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    batch, of = batch_of(args.images), module()
+    sizes = Sizes(args.images, args.pixels, args.layers)
+    batch, of = batch_of(sizes), module(sizes)
     count = in_process(lambda: operations(ours(of, batch)))
     quarter = max(1, args.images // 4)
     ways: dict[str, Callable[[], Any]] = {
         FLOOR: partial(arithmetic, count),
         OURS: ours(of, batch),
-        f"{OURS}, chunk_size {quarter}": ours(module(quarter), batch),
-        USUAL: usual(batch),
+        f"{OURS}, chunk_size {quarter}": ours(module(sizes, quarter), batch),
+        USUAL: usual(sizes, batch),
     }
     if args.compiled:
-        compiled = module()
+        compiled = module(sizes)
         compile_parts(compiled.retriever, torch.device("cpu"))
         ways[f"{OURS}, compiled"] = ours(compiled, batch)
     parameters = sum(parameter.numel() for parameter in of.parameters())
@@ -257,8 +272,8 @@ def main() -> None:
     )
     results: dict[str, Any] = {title: compare(ways, FLOOR, rounds=args.rounds)}
     results["parts"] = compare(parts(of, batch) | {"step": ours(of, batch)}, "step", rounds=args.rounds, memory=False)
-    results["text tower"] = compare(text_tower(of, batch), "text tower, true lengths", rounds=args.rounds, memory=False)
-    for name, floor in ((title, FLOOR), ("parts", "step"), ("text tower", "text tower, true lengths")):
+    results["text tower"] = compare(text_tower(sizes, of, batch), TRUE_LENGTHS, rounds=args.rounds, memory=False)
+    for name, floor in ((title, FLOOR), ("parts", "step"), ("text tower", TRUE_LENGTHS)):
         show(name, results[name], floor)
     write(args.output, {name: {way: cost._asdict() for way, cost in of.items()} for name, of in results.items()})
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import growth, loss, negatives, ranks, reranking
+from benchmarks import gpu, growth, loss, negatives, ranks, reranking, scaling
 from benchmarks.__main__ import COMPARISONS
 from benchmarks.growth_figure import figure
 from benchmarks.measure import in_process, peak_mebibytes
@@ -155,3 +155,27 @@ def test_re_ranking(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "160 pairs asked for" in out
     assert "by distinct pairs" in out
+
+
+@pytest.mark.parametrize("name", ["ranks", "million", "losses"])
+def test_what_a_gpu_would_run(name, capsys):
+    getattr(gpu, name)(torch.device("cpu"), 40)
+    assert "40" in capsys.readouterr().out
+
+
+def test_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit, match="there is no CUDA GPU here"):
+        gpu.main()
+
+
+def test_carrying_costs_to_many_gpus():
+    """Of a cost that is counted here: 1 GFLOP and 1 MB an image, 10 M parameters; 1 TFLOP/s and 1 GB/s."""
+    table = dict((row[0], row[1:]) for row in scaling.step_table(scaling.Counted(1e9, 1e6, 10**7), 1, 1))
+    assert table["images on each GPU"] == ["8,192", "1,024", "128"]
+    assert table["encoders, fusion, both passes"] == ["8.2 s", "1 s", "0.13 s"]
+    assert table["gathered embeddings, and their gradient"] == ["1.48 GB"] * 3  # 2 x 65,536 x 11 x 256 x 4
+    assert table["gradients of the parameters, all-reduced"][0] == "0.1 GB, 0.07 s"  # 2 x 40 MB x 7 / 8
+    assert table["kept for the backward pass, all at once"] == ["4 GB", "1 GB", "0 GB"]
+    assert table["parameters, gradients, AdamW's averages"] == ["0.2 GB"] * 3

@@ -12,6 +12,9 @@ from torch import Tensor
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
+# What gloo, and the store that processes meet at, say of a process that has ended.
+_ENDED = ("Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "Broken pipe")
+
 
 def _in_group() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -136,3 +139,13 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(count)
     return total * world_size() / count.clamp(min=1)
+
+
+def lost_another_process(error: BaseException) -> bool:
+    """Whether a collective failed since another process has ended, which alone knows why.
+
+    Example:
+        >>> lost_another_process(RuntimeError("Connection closed by peer [10.0.0.2]:4711"))
+        True
+    """
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _ENDED)

@@ -33,6 +33,7 @@ from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.progress import EpochSummary
+from ccr_lightning.training.sharding import FullyShardedStrategy
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
@@ -133,6 +134,10 @@ class TrainingCLI(LightningCLI):
         """A trainer that writes into the run's folder."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         _check_numbers(config)
+        if config.get("strategy") in ("fsdp", "fsdp_cpu_offload"):
+            raise CCRError(f"trainer.strategy is {config['strategy']}: give fsdp2.")
+        if config.get("strategy") == "fsdp2":
+            config["strategy"] = FullyShardedStrategy()
         config["default_root_dir"] = str(self.folder.path)
         callbacks: list[Any] = [EpochSummary()]
         if config.get("enable_progress_bar") is not False and sys.stdout.isatty():
@@ -265,11 +270,12 @@ class TrainingCLI(LightningCLI):
     def _score(self, split: Literal["val", "test"], checkpoint: Path) -> None:
         evaluate = self.trainer.test if split == "test" else self.trainer.validate
         evaluate(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        weights = self.trainer.strategy.lightning_module_state_dict()  # all devices have to ask for what is sharded
         if self._is_trial:
             _say("fast_dev_run tries a few batches only: no results are written")
         elif self.trainer.is_global_zero:
             source = self.config[self.subcommand].data.source.as_dict()
-            write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint, source)
+            write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint, source, weights)
 
     @property
     def _is_trial(self) -> bool:

@@ -66,12 +66,12 @@ class FusionEncoder(nn.Module):
         layers = cast("list[CrossTransformerLayer]", self.layers)
         return [layer.cross_attention.keys_values(image_states) for layer in layers]
 
-    def attend(self, text_states: Tensor, attention_mask: Tensor, image: Sequence[KeysValues]) -> Tensor:
+    def attend(self, text_states: Tensor, attention_mask: Tensor, image: Sequence[Tensor | KeysValues]) -> Tensor:
         """Fuses captions with the :meth:`keys_values` of N images, pair by pair; else as the call."""
         packing = Packing(attention_mask)
         fused = packing.pack(text_states)
-        for layer, keys_values in zip(self.layers, image, strict=True):
-            fused = layer(fused, packing, keys_values)
+        for layer, context in zip(self.layers, image, strict=True):
+            fused = layer(fused, packing, context)
         return packing.pad(fused)
 
     def first_states(
@@ -132,7 +132,7 @@ class FusionEncoder(nn.Module):
         Returns:
             Fused states (N, L, C), zero at padding.
         """
-        return self.attend(text_states, attention_mask, self.keys_values(image_states))
+        return self.attend(text_states, attention_mask, [image_states] * len(self.layers))
 
 
 class MatchingHead(nn.Module):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 # torch 2.14 renames these two and warns of the names that 2.11 knows.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
+
+# What gloo, and the store that processes meet at, say of a process that has ended.
+_ENDED = ("Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "Broken pipe")
 
 
 def _in_group() -> bool:
@@ -136,3 +140,61 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(count)
     return total * world_size() / count.clamp(min=1)
+
+
+def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: Any, steps: Iterable[str]) -> None:
+    """Shards parameters, their gradients and optimiser states over processes (torch's FSDP2).
+
+    A layer's parameters are gathered while it is at work, all others during the whole step. Gradients are averaged over
+    the processes. Does nothing if the module is sharded already.
+
+    Args:
+        module: Changed in place; the same on all processes.
+        layers: Parts of it that are used in steps only by calling them.
+        mesh: The ``DeviceMesh`` of the processes, of one dimension.
+        steps: Names of the methods of ``module`` that use its parameters.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    if _sharded_parts(module):
+        return
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    for step in steps:
+        register_fsdp_forward_method(module, step)
+
+
+def gather_parameters(module: nn.Module) -> None:
+    """Keeps all parameters of a sharded module on each process, for steps of which some processes do more than others.
+
+    Every rank has to call it. Modules that are not sharded stay as they are.
+    """
+    for part in _sharded_parts(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+
+
+def release_parameters(module: nn.Module) -> None:
+    """Ends what :func:`gather_parameters` began."""
+    for part in _sharded_parts(module):
+        part.set_reshard_after_forward(part is not module, recurse=False)
+        part.reshard()
+
+
+def _sharded_parts(module: nn.Module) -> list[Any]:
+    if not _in_group():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def lost_another_process(error: BaseException) -> bool:
+    """Whether a collective failed since another process has ended, which alone knows why.
+
+    Example:
+        >>> lost_another_process(RuntimeError("Connection closed by peer [10.0.0.2]:4711"))
+        True
+    """
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _ENDED)

@@ -131,6 +131,28 @@ def tiny_config() -> Callable[[dict[str, Any], Path], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def exact_config(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_tiny_jsonl: Callable[..., dict[str, Any]],
+    tiny_config: Callable[[dict[str, Any], Path], dict[str, Any]],
+) -> Path:
+    """A configuration of ``ccr fit`` on several processes, in which only the order is random.
+
+    Odd numbers of images, so that processes evaluate unequal shares.
+    """
+    folder = tmp_path_factory.mktemp("exact")
+    content = tiny_config(write_tiny_jsonl(folder / "data", val=5, test=7), folder / "cache")
+    parts = content["model"]["retriever"]["init_args"]
+    for part in ("text_encoder", "fusion"):
+        parts[part]["init_args"]["dropout"] = 0.0
+    content["data"]["transform"]["init_args"]["crop_scale"] = [1.0, 1.0]
+    content["trainer"]["log_every_n_steps"] = 1
+    path = folder / "drawn.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def pictures() -> dict[str, list[Any]]:
     """Some of the built-in pictures by split: 8 of train, 4 of val, 20 of test."""
     from ccr_lightning.data.sources.openmoji import OpenMoji

@@ -14,21 +14,6 @@ from ccr_lightning.cli.main import main
 pytestmark = pytest.mark.ddp
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, write_tiny_jsonl, tiny_config):
-    """Nothing random but the order; odd numbers of images, so that the ranks evaluate unequal shares."""
-    folder = tmp_path_factory.mktemp("ddp")
-    content = tiny_config(write_tiny_jsonl(folder / "data", val=5, test=7), folder / "cache")
-    parts = content["model"]["retriever"]["init_args"]
-    for part in ("text_encoder", "fusion"):
-        parts[part]["init_args"]["dropout"] = 0.0
-    content["data"]["transform"]["init_args"]["crop_scale"] = [1.0, 1.0]
-    content["trainer"]["log_every_n_steps"] = 1
-    path = folder / "drawn.yaml"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
 def command(config, runs, name, *settings):
     devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
     return ["fit", "--config", str(config), "--runs_dir", str(runs), "--name", name, *devices, *settings]
@@ -57,10 +42,10 @@ def contrastive_losses(run):
         return [float(line["train/contrastive"]) for line in csv.DictReader(file) if line["train/contrastive"]]
 
 
-def test_two_processes_do_what_one_does(config, tmp_path, monkeypatch):
+def test_two_processes_do_what_one_does(exact_config, tmp_path, monkeypatch):
     alone = ["--model.matching_weight", "0", "--model.masked_lm_weight", "0"]
-    document, _ = two_processes(config, tmp_path, "two", *alone)
-    one_process(monkeypatch, "fit", "--config", config, "--runs_dir", tmp_path, "--name", "one", *alone)
+    document, _ = two_processes(exact_config, tmp_path, "two", *alone)
+    one_process(monkeypatch, "fit", "--config", exact_config, "--runs_dir", tmp_path, "--name", "one", *alone)
     two, one = (torch.load(tmp_path / f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("two", "one"))
     assert two["global_step"] == one["global_step"] == 4
     for name, weight in one["state_dict"].items():
@@ -81,8 +66,8 @@ def test_two_processes_do_what_one_does(config, tmp_path, monkeypatch):
     assert numbers(json.loads((tmp_path / "again" / "results.json").read_text())) == numbers(document)
 
 
-def test_two_processes_train_all_losses(config, tmp_path):
-    document, output = two_processes(config, tmp_path, "all", "--trainer.max_epochs", "1")
+def test_two_processes_train_all_losses(exact_config, tmp_path):
+    document, output = two_processes(exact_config, tmp_path, "all", "--trainer.max_epochs", "1")
     assert "for 2 steps on 2 x cpu" in output
     assert 0 <= document["mean_recall"] <= 1
     checkpoint = torch.load(tmp_path / "all" / "checkpoints" / "best.ckpt", weights_only=True)
@@ -112,11 +97,11 @@ ELSEWHERE = "error: another process of this run stopped and said why; mend that 
 
 
 @pytest.mark.parametrize(("ranks", "more"), [([0, 1], []), ([0], []), ([1], [ELSEWHERE])])
-def test_an_error_is_said_once(config, tmp_path, ranks, more):
+def test_an_error_is_said_once(exact_config, tmp_path, ranks, more):
     """Whether all processes find it or one of them does; the connections that then break are nothing to read about."""
     program = tmp_path / "fails.py"
     program.write_text(FAILS.format(ranks=ranks, seconds=3 if ranks == [1] else 60))
-    arguments = [sys.executable, str(program), *command(config, tmp_path, "fails")]
+    arguments = [sys.executable, str(program), *command(exact_config, tmp_path, "fails")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     first, *others = done.stderr.splitlines()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from ccr_lightning._version import __version__
+from ccr_lightning.cli.processes import is_first_process
 from ccr_lightning.errors import CCRError
 
 HELP = """\
@@ -155,8 +156,9 @@ def _first_process_speaks(parent: int) -> bool:
     """Whether this process of several may be silent, because its parent, the first one, has ended with an error too.
 
     Most errors are found by all processes; what the first one does not find within some seconds is this one's to say.
+    Where torchrun or srun is the parent, it ends its processes within these seconds if the first one fails.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_process():
         return False
     deadline = time.monotonic() + SECONDS_FOR_THE_FIRST
     while os.getppid() == parent and time.monotonic() < deadline:

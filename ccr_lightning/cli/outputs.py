@@ -39,6 +39,7 @@ def write_scores(
     split: Literal["val", "test"],
     checkpoint: Path,
     source: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
 ) -> None:
     """Writes and prints what the model scored on a split, and what it scored after re-ranking if it did.
 
@@ -49,6 +50,7 @@ def write_scores(
         split: What was scored.
         checkpoint: Of the weights.
         source: ``class_path`` and ``init_args`` of the data's source.
+        weights: The state of the model, whole.
 
     Raises:
         CCRError: If a file cannot be written.
@@ -60,7 +62,7 @@ def write_scores(
         "protocol": model.protocol,
         "checkpoint": checkpoint,
         "seed": model.seed,
-        "made_of": {"source": dict(source), **data.made_of(split), **_model(model)},
+        "made_of": {"source": dict(source), **data.made_of(split), **_model(model, weights)},
     }
     assert model.results is not None
     documents = {"-val" if split == "val" else "": results_document(model.results, **made_with)}
@@ -73,10 +75,11 @@ def write_scores(
         print(f"written to {path}")
 
 
-def _model(model: RetrievalModule) -> dict[str, Any]:
-    trainer, weights = model.trainer, model.retriever.state_dict()
+def _model(model: RetrievalModule, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    trainer, prefix = model.trainer, "retriever."
+    of_retriever = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
     return {
-        "model": {"parameters": sum(of.numel() for of in model.parameters()), "sha256": weights_sha256(weights)},
+        "model": {"parameters": sum(of.numel() for of in model.parameters()), "sha256": weights_sha256(of_retriever)},
         "ran_on": {"device": model.device.type, "devices": trainer.world_size, "precision": trainer.precision},
     }
 

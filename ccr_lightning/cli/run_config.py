@@ -14,6 +14,7 @@ from typing import Any
 
 from ccr_lightning.cli.arguments import given_configs, is_given, last_value, values_of, without
 from ccr_lightning.cli.messages import load_config
+from ccr_lightning.cli.processes import is_first_process
 from ccr_lightning.errors import CCRError
 
 # What another source has its own of.
@@ -23,7 +24,8 @@ _OF_THE_DATA = (
 )
 _OF_THE_PROTOCOL = ("mrv_languages", "folds")
 
-_LIMITS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")  # of what training scored by the way
+# What was said for training alone: how much of a split it scored by the way, and on how many machines it ran.
+_OF_TRAINING = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "num_nodes")
 
 # What belongs to the weights of a run, whatever they are trained on next.
 _OF_THE_WEIGHTS = {"model": ("retriever",), "data": ("tokenizer", "transform")}
@@ -39,7 +41,8 @@ def find_checkpoint(option: str, given: str) -> tuple[Path, Path]:
     if path.is_dir():
         path = path / "checkpoints" / "best.ckpt"
         if not path.is_file() and (last := path.with_name("last.ckpt")).is_file():
-            print(f"no validation ran, hence there is no best checkpoint: {last} is taken", flush=True)
+            if is_first_process():
+                print(f"no validation ran, hence there is no best checkpoint: {last} is taken", flush=True)
             path = last
     if not path.is_file():
         raise CCRError(f"{option} {given}: there is no checkpoint at {path}; check the path.")
@@ -135,7 +138,7 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     others = [path for path in configs if not _is_same(path, file)]
     source = _other_source(args, others)
     config = _with_own_weights(load_config(str(file)))
-    config["trainer"] = _without(config.get("trainer"), _LIMITS)
+    config["trainer"] = _without(config.get("trainer"), _OF_TRAINING)
     base = _temporary_config(config if source is None else _without_source(config))
     name = run.name if source is None else f"{run.name}-{source}"
     places = {"--runs_dir": str(run.parent), "--name": name}  # the run may have moved since it was made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
@@ -23,6 +25,7 @@ from ccr_lightning.cli.arguments import given_configs
 from ccr_lightning.cli.messages import explain_parse_error, own_cause
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.data.datamodule import CaptionDataModule
+from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
@@ -30,6 +33,7 @@ from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.progress import EpochSummary
+from ccr_lightning.training.sharding import FullyShardedStrategy
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
@@ -130,6 +134,10 @@ class TrainingCLI(LightningCLI):
         """A trainer that writes into the run's folder."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         _check_numbers(config)
+        if config.get("strategy") in ("fsdp", "fsdp_cpu_offload"):
+            raise CCRError(f"trainer.strategy is {config['strategy']}: give fsdp2.")
+        if config.get("strategy") == "fsdp2":
+            config["strategy"] = FullyShardedStrategy()
         config["default_root_dir"] = str(self.folder.path)
         callbacks: list[Any] = [EpochSummary()]
         if config.get("enable_progress_bar") is not False and sys.stdout.isatty():
@@ -144,7 +152,7 @@ class TrainingCLI(LightningCLI):
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
                 ModelCheckpoint(filename="last", every_n_train_steps=STEPS_BETWEEN_CHECKPOINTS, **checkpoints),
                 KeepBestScore(),
-                LambdaCallback(on_train_start=lambda *_: self._save_config()),  # a start that fails changes nothing
+                LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
             ]
             if config.get("logger") is None:
                 config["logger"] = self._metrics_file()
@@ -153,15 +161,17 @@ class TrainingCLI(LightningCLI):
             config["overfit_batches"] = 0.0  # a setting of training, which limits validation too
         config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         try:
-            return self._instantiate_trainer(config, callbacks)
+            trainer = self._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:  # for example, there is no such device
             raise CCRError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
+        _check_nodes(trainer)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:  # for example, a collective that another process has left
-            if self._another_process_failed():
+            if lost_another_process(error) or self._another_process_failed():
                 raise CCRError(
                     "another process of this run stopped and said why; mend that and start again."
                 ) from error
@@ -260,11 +270,12 @@ class TrainingCLI(LightningCLI):
     def _score(self, split: Literal["val", "test"], checkpoint: Path) -> None:
         evaluate = self.trainer.test if split == "test" else self.trainer.validate
         evaluate(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        weights = self.trainer.strategy.lightning_module_state_dict()  # all devices have to ask for what is sharded
         if self._is_trial:
             _say("fast_dev_run tries a few batches only: no results are written")
         elif self.trainer.is_global_zero:
             source = self.config[self.subcommand].data.source.as_dict()
-            write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint, source)
+            write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint, source, weights)
 
     @property
     def _is_trial(self) -> bool:
@@ -280,6 +291,16 @@ class TrainingCLI(LightningCLI):
         if isinstance(limit, float) and limit == 1:  # an integer is a number of batches
             return None
         return f"limit_{split}_batches is {limit}, and the numbers of some batches are not those of the split"
+
+    def _begin_run(self) -> None:
+        """Writes the configuration; a node that does not see it would not see the checkpoints either."""
+        self._save_config()
+        self.trainer.strategy.barrier()
+        if not self.folder.config.is_file():
+            raise CCRError(
+                f"{self.folder.path}: this node does not see what the first one wrote there; give a --runs_dir that "
+                "all share."
+            )
 
     @rank_zero_only
     def _save_config(self) -> None:
@@ -326,6 +347,16 @@ def _check_numbers(trainer: Mapping[str, Any]) -> None:
         if isinstance(value, int | float) and (value < 0 or (value == 0 and name in ABOVE_ZERO)):
             expected = "a number above 0" if name in ABOVE_ZERO else "0 or more"
             raise CCRError(f"trainer.{name} is {value}: give {expected}.")
+
+
+def _check_nodes(trainer: Trainer) -> None:
+    """Lightning would wait half an hour for nodes that nobody starts."""
+    started_alone = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+    if trainer.num_nodes > 1 and started_alone and "MASTER_ADDR" not in os.environ:
+        raise CCRError(
+            f"trainer.num_nodes is {trainer.num_nodes}, and nothing says which node this is: start ccr on each of them "
+            "with torchrun or srun, see docs/several_machines.md."
+        )
 
 
 @rank_zero_only

@@ -70,14 +70,14 @@ class FusionEncoder(nn.Module):
         self,
         text_states: Tensor,
         attention_mask: Tensor,
-        image: Sequence[KeysValues],
+        image: Sequence[Tensor | KeysValues],
         most_tokens: int | None = None,
     ) -> Tensor:
         """Fuses captions with the :meth:`keys_values` of N images, pair by pair; else as the call."""
         packing = Packing(attention_mask, most_tokens)
         fused = packing.pack(text_states)
-        for layer, keys_values in zip(self.layers, image, strict=True):
-            fused = layer(fused, packing, keys_values)
+        for layer, context in zip(self.layers, image, strict=True):
+            fused = layer(fused, packing, context)
         return packing.pad(fused)
 
     def first_states(
@@ -141,7 +141,7 @@ class FusionEncoder(nn.Module):
         Returns:
             Fused states (N, L, C), zero at padding.
         """
-        return self.attend(text_states, attention_mask, self.keys_values(image_states), most_tokens)
+        return self.attend(text_states, attention_mask, [image_states] * len(self.layers), most_tokens)
 
 
 class MatchingHead(nn.Module):

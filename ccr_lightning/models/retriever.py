@@ -44,7 +44,7 @@ class Retriever(nn.Module):
         temperature: The contrastive loss' at the start, in [0.001, 0.5]; it is learned.
 
     Attributes:
-        log_logit_scale: The stored parameter, the logarithm of 1 / temperature.
+        log_logit_scale: The stored parameter, (1,), the logarithm of 1 / temperature; nothing shards a scalar.
 
     Raises:
         CCRError: If the encoders' widths are not those that ``fusion`` expects, or a setting is out of range.
@@ -92,7 +92,7 @@ class Retriever(nn.Module):
         self.text_projection = nn.Linear(width, embed_dim)
         for projection in (self.image_projection, self.text_projection):
             init_parameters(projection, projection.in_features)
-        self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
         self.fusion = fusion
         if fusion is not None:
             self.matching_head = MatchingHead(width)
@@ -101,12 +101,12 @@ class Retriever(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """1 / temperature, a scalar that the loss differentiates."""
-        return self.log_logit_scale.exp()
+        return self.log_logit_scale.exp().squeeze()
 
     @property
     def temperature(self) -> Tensor:
         """The current temperature, a scalar without gradient."""
-        return self.log_logit_scale.detach().neg().exp()
+        return self.log_logit_scale.detach().neg().exp().squeeze()
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
@@ -187,6 +187,11 @@ class Retriever(nn.Module):
         if not self.image_encoder.pretrained:
             return set()
         return {name for name, _ in self.named_parameters() if not name.startswith("image_encoder.backbone.")}
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of all encoders, each of which is only used by calling it in training."""
+        fusion = () if self.fusion is None else self.fusion.layers
+        return [*self.image_encoder.blocks, *self.text_encoder.layers, *fusion]
 
     def _need_fusion(self) -> FusionEncoder:
         if self.fusion is None:

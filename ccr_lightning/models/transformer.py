@@ -269,9 +269,10 @@ class CrossTransformerLayer(nn.Module):
 
     Example:
         >>> layer = CrossTransformerLayer(8, heads=2, feed_forward_size=32, context_size=6)
-        >>> context = layer.cross_attention.keys_values(torch.randn(3, 5, 6))
-        >>> layer(torch.randn(12, 8), Packing(torch.ones(3, 4, dtype=torch.bool)), context).shape
-        torch.Size([12, 8])
+        >>> states, packing = torch.randn(12, 8), Packing(torch.ones(3, 4, dtype=torch.bool))
+        >>> context = torch.randn(3, 5, 6)
+        >>> kept = layer.eval().cross_attention.keys_values(context)
+        >>> torch.testing.assert_close(layer(states, packing, context), layer(states, packing, kept))
     """
 
     def __init__(
@@ -282,8 +283,16 @@ class CrossTransformerLayer(nn.Module):
         self.cross_attention = Attention(hidden_size, heads, context_size, dropout)
         self.feed_forward = FeedForward(hidden_size, feed_forward_size, dropout)
 
-    def forward(self, states: Tensor, packing: Packing, context: KeysValues) -> Tensor:
-        """Transforms the packed tokens of N captions, (T, C) to (T, C), with the keys and values of N contexts."""
+    def forward(self, states: Tensor, packing: Packing, context: Tensor | KeysValues) -> Tensor:
+        """Transforms the packed tokens of N captions, (T, C) to (T, C).
+
+        Args:
+            states: (T, C).
+            packing: Where they lie.
+            context: (N, S, context_size), or its keys and values where they have been kept.
+        """
+        if not isinstance(context, KeysValues):
+            context = self.cross_attention.keys_values(context)
         return self.look(self.attention.attend_self(states, packing), packing, context)
 
     def look(self, attended: Tensor, packing: Packing, context: KeysValues) -> Tensor:

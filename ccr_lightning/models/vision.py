@@ -145,6 +145,18 @@ class ImageEncoder(nn.Module):
             for name, tensor in state.items()
         }
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's blocks, where it has sequences of that name, as Swin, ViT and ConvNeXt do."""
+        sequences = (getattr(module, "blocks", None) for module in self.backbone.modules())
+        return [
+            block
+            for sequence in sequences
+            if isinstance(sequence, nn.Sequential | nn.ModuleList)
+            for block in sequence
+            if not isinstance(block, nn.ModuleList)
+        ]
+
     @torch.no_grad()
     def _check_image_size(self) -> None:
         """Encodes an empty image: each timm model has its own rule for what is too small, or no multiple of a patch."""

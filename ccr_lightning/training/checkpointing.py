@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ class RunFolder:
 
     def remove_if_empty(self) -> None:
         """Removes the folder if a start that failed has left nothing in it."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
+        with suppress(OSError):  # something is in it, or another process has removed it
             self.path.rmdir()
 
     def resume_from(self, resume: str | None) -> Path | None:

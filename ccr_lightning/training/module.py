@@ -152,6 +152,12 @@ class RetrievalModule(LightningModule):
             if self.is_compiled:
                 compile_parts(self.retriever, self.trainer.strategy.root_device)
 
+    def configure_model(self) -> None:
+        """Shards the model if the strategy asks for it, layer by layer."""
+        if self.device_mesh is not None:
+            steps = ("training_step", "validation_step", "test_step", "predict_step")
+            distributed.shard(self, self.retriever.layers(), self.device_mesh["data_parallel"], steps)
+
     def _check_tokenizer(self) -> None:
         check_tokenizer(self.retriever, self._data.tokenizer)
 
@@ -282,6 +288,7 @@ class RetrievalModule(LightningModule):
         """Starts without embeddings and results."""
         self.results = self.reranked = None
         self.embeddings.reset()
+        distributed.gather_parameters(self)  # a device may have more batches than another
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -290,15 +297,16 @@ class RetrievalModule(LightningModule):
         if not self._is_trial:
             protocol = replace(self.protocol, folds=1, text_to_text=False)
             self.results = self._score("val", self.embeddings.compute(), protocol)
+        distributed.release_parameters(self)
 
     def on_test_epoch_end(self) -> None:
         """Scores the test split, and once more after re-ranking if asked for; not in a trial of some batches."""
-        if self._is_trial:
-            return
-        embeddings = self.embeddings.compute()
-        self.results = self._score("test", embeddings, self.protocol)
-        if self.protocol.rerank_depth:
-            self.reranked = self._score_reranked(embeddings)
+        if not self._is_trial:
+            embeddings = self.embeddings.compute()
+            self.results = self._score("test", embeddings, self.protocol)
+            if self.protocol.rerank_depth:
+                self.reranked = self._score_reranked(embeddings)
+        distributed.release_parameters(self)
 
     def _encode(self, batch: ImageBatch | CaptionBatch) -> Encoded:
         if isinstance(batch, ImageBatch):
@@ -365,7 +373,8 @@ class RetrievalModule(LightningModule):
         Raises:
             CCRError: If not.
         """
-        if self.trainer.state.fn != "fit" or explain_mismatch(self.state_dict(), checkpoint["state_dict"]):
+        weights = checkpoint.get("state_dict")  # a strategy that shards has loaded them already
+        if self.trainer.state.fn != "fit" or (weights and explain_mismatch(self.state_dict(), weights)):
             return  # another architecture is refused below
         before = [group for optimizer in checkpoint.get("optimizer_states", []) for group in optimizer["param_groups"]]
         mismatch = explain_optimizer_mismatch(

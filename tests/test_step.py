@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ccr_lightning import distributed
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional import logsumexp, places
@@ -186,17 +188,21 @@ class Step(nn.Module):
 
 def _gradients_of_rank(rank, world_size):
     found = []
-    for chunk_size in (None, 2):
-        step = DistributedDataParallel(Step(module(chunk_size=chunk_size).double()))
+    for chunk_size, is_sharded in ((None, False), (2, False), (2, True)):
+        step = Step(module(chunk_size=chunk_size).double())
+        if is_sharded:
+            distributed.shard(step, step.of.retriever.layers(), init_device_mesh("cpu", (world_size,)), [])
+        call = step if is_sharded else DistributedDataParallel(step)
         of_batch = batch(seed=rank)
         torch.manual_seed(rank)
-        step(of_batch._replace(images=of_batch.images.double())).backward()
-        found.append({name: parameter.grad for name, parameter in step.module.named_parameters()})
+        call(of_batch._replace(images=of_batch.images.double())).backward()
+        gradients = {name: parameter.grad for name, parameter in step.named_parameters()}
+        found.append({name: of.full_tensor() if is_sharded else of for name, of in gradients.items()})
     return found
 
 
 @pytest.mark.ddp
 def test_chunks_on_two_ranks(tmp_path):
-    (whole, in_chunks), (whole_of_other, _) = results_of_ranks(_gradients_of_rank, 2, tmp_path)
-    assert_same([in_chunks, whole_of_other], [whole, whole], 1e-12)
+    (whole, *others), of_other_rank = results_of_ranks(_gradients_of_rank, 2, tmp_path)
+    assert_same([*others, *of_other_rank], 5 * [whole], 1e-12)
     assert np.mean([gradient.abs().sum().item() for gradient in whole.values()]) > 0

@@ -36,6 +36,8 @@ class Counted(NamedTuple):
     """Of one image with its captions, in a step without the contrastive loss's products."""
 
     operations: float
+    of_images: float  # among them those of the image encoder
+    of_texts: float  # and of the text encoder, without masked-LM's
     kept_bytes: float  # for the backward pass, in float32
     parameters: int
 
@@ -64,7 +66,7 @@ def batch_of(images: int) -> Batch:
 def counted() -> Counted:
     """Count two steps of different size: their difference is what an image costs."""
     of, tokens = paper_module(), Tokens()
-    operations, kept = [], []
+    retriever, operations, kept = of.retriever, [], []
     for images in (2, 4):
         storages: dict[int, int] = {}
 
@@ -79,8 +81,16 @@ def counted() -> Counted:
         of.zero_grad()
         operations.append(counter.get_total_flops())
         kept.append(sum(storages.values()))
+    encoders = []
+    for encode, inputs in (
+        (retriever.encode_image, [batch.images]),
+        (retriever.encode_text, [batch.input_ids, batch.attention_mask]),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            encode(*inputs).states.sum().backward()
+        encoders.append(counter.get_total_flops() / len(batch.images))
     parameters = sum(parameter.numel() for parameter in of.parameters())
-    return Counted((operations[1] - operations[0]) / 2, (kept[1] - kept[0]) / 2, parameters)
+    return Counted((operations[1] - operations[0]) / 2, *encoders, (kept[1] - kept[0]) / 2, parameters)
 
 
 def step_table(cost: Counted, teraflops: float, gigabytes: float) -> list[list[str]]:
@@ -134,10 +144,11 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=45, help="that a GPU sends a second, as reached")
     args = parser.parse_args()
     cost = counted()
+    image, captions = (100 * part / cost.operations for part in (cost.of_images, cost.of_texts))
     print(
         f"counted of one image with {LANGUAGES} captions of {TOKENS} tokens: {cost.operations / 1e9:.0f} GFLOP in both "
-        f"passes, {cost.kept_bytes / 1e6:.0f} MB kept for the backward pass in float32; "
-        f"{cost.parameters / 1e6:.0f} M parameters\n"
+        f"passes ({image:.0f} % for the image, {captions:.0f} % for the captions, the rest for matching and masked-LM), "
+        f"{cost.kept_bytes / 1e6:.0f} MB kept for the backward pass in float32; {cost.parameters / 1e6:.0f} M parameters\n"
     )
     headers = [f"batch of {GLOBAL_BATCH:,} x {LANGUAGES}", *(f"{gpus} GPUs" for gpus in GPUS)]
     print(tabulate(step_table(cost, args.teraflops, args.gigabytes), headers, tablefmt="pipe", disable_numparse=True))

@@ -172,7 +172,7 @@ def test_without_a_gpu(monkeypatch):
 
 def test_carrying_costs_to_many_gpus():
     """Of a cost that is counted here: 1 GFLOP and 1 MB an image, 10 M parameters; 1 TFLOP/s and 1 GB/s."""
-    table = dict((row[0], row[1:]) for row in scaling.step_table(scaling.Counted(1e9, 1e6, 10**7), 1, 1))
+    table = dict((row[0], row[1:]) for row in scaling.step_table(scaling.Counted(1e9, 4e8, 3e8, 1e6, 10**7), 1, 1))
     assert table["images on each GPU"] == ["8,192", "1,024", "128"]
     assert table["encoders, fusion, both passes"] == ["8.2 s", "1 s", "0.13 s"]
     assert table["gathered embeddings, and their gradient"] == ["1.48 GB"] * 3  # 2 x 65,536 x 11 x 256 x 4

@@ -147,8 +147,9 @@ def main() -> None:
     image, captions = (100 * part / cost.operations for part in (cost.of_images, cost.of_texts))
     print(
         f"counted of one image with {LANGUAGES} captions of {TOKENS} tokens, {cost.parameters / 1e6:.0f} M parameters: "
-        f"{cost.operations / 1e9:.0f} GFLOP in both passes ({image:.0f} % for the image, {captions:.0f} % for the captions, "
-        f"the rest for matching and masked-LM), {cost.kept_bytes / 1e6:.0f} MB kept for the backward pass in float32\n"
+        f"{cost.operations / 1e9:.0f} GFLOP in both passes ({image:.0f} % for the image, {captions:.0f} % for the "
+        f"captions, the rest for matching and masked-LM), {cost.kept_bytes / 1e6:.0f} MB kept for the backward pass in "
+        "float32\n"
     )
     headers = [f"batch of {GLOBAL_BATCH:,} x {LANGUAGES}", *(f"{gpus} GPUs" for gpus in GPUS)]
     print(tabulate(step_table(cost, args.teraflops, args.gigabytes), headers, tablefmt="pipe", disable_numparse=True))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 # torch 2.14 renames these two and warns of the names that 2.11 knows.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
@@ -140,6 +141,17 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(count)
     return total * world_size() / count.clamp(min=1)
+
+
+def keep_constants(module: nn.Module) -> None:
+    """Keeps ddp from sending the buffers that no checkpoint holds, such as tables of positions, at each step.
+
+    Args:
+        module: What ddp will wrap, with all its buffers.
+    """
+    saved = module.state_dict()
+    constants = [name for name, _ in module.named_buffers() if name not in saved]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, constants)  # type: ignore[no-untyped-call]
 
 
 def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: Any, steps: Iterable[str]) -> None:

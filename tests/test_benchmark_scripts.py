@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu, growth, loss, negatives, ranks, reranking, scaling
+from benchmarks import communication, gpu, growth, loss, negatives, ranks, reranking, scaling
 from benchmarks.__main__ import COMPARISONS
 from benchmarks.growth_figure import figure
 from benchmarks.measure import in_process, peak_mebibytes
@@ -179,3 +179,31 @@ def test_carrying_costs_to_many_gpus():
     assert table["gradients of the parameters, all-reduced"][0] == "0.1 GB, 0.07 s"  # 2 x 40 MB x 7 / 8
     assert table["kept for the backward pass, all at once"] == ["4 GB", "1 GB", "0 GB"]
     assert table["parameters, gradients, AdamW's averages"] == ["0.2 GB"] * 3
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_communication_is_what_the_formulas_say(strategy, tiny_config, tmp_path, monkeypatch, capsys):
+    config = tiny_config({}, tmp_path)
+    swin = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}
+    parts = config["model"]["retriever"]["init_args"]
+    parts["image_encoder"]["init_args"] |= {"name": "swin_tiny_patch4_window7_224", "model_args": swin}
+    parts["fusion"]["init_args"]["image_width"] = 32
+    (tmp_path / "tiny.yaml").write_text(json.dumps(config))
+    arguments = ["--processes", "2", "--images", "6", "--languages", "3", "--strategy", strategy]
+    places = ["--config", str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, *places])
+    communication.main()
+    out = capsys.readouterr().out
+    title, document = json.loads((tmp_path / "out.json").read_text()).popitem()
+    assert title in out
+    rows = {row["for"]: row for row in document["collectives"]}
+    assert "buffers" not in rows  # Swin's are constants
+    for row in rows.values():
+        tolerance = 0.02 if row["for"] in ("parameters", "gradients of the parameters") and strategy == "fsdp2" else 0
+        assert [row["contributed"], row["received"]] == pytest.approx(
+            row["formula"], rel=tolerance
+        )  # shards are padded
+    assert ("gradients on their way" in out) == (strategy == "ddp")
+    if strategy == "ddp":
+        assert sum(bucket["bytes"] for bucket in document["buckets"]) == 4 * document["parameters"]

@@ -1,21 +1,27 @@
-"""What docs/data.md and README.md show: configurations that can be built, every source, links that lead somewhere."""
+"""What the documents show: configurations that can be built, every source, commands with settings that there are."""
 
 import importlib
 import inspect
 import pkgutil
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ccr_lightning.cli.data_arguments import read_data
+from ccr_lightning.cli.main import main
 from ccr_lightning.data import sources
 from ccr_lightning.data.sources.protocol import Source
 
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+MACHINES = (ROOT / "docs" / "several_machines.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = re.findall(r"^```bash\n(.*?)^```$", MACHINES, re.DOTALL | re.MULTILINE)
+VARIABLES = {"$config": "configs/pretrain.yaml", "$SLURM_NNODES": "2", "$SLURM_NTASKS_PER_NODE": "8"}
 BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", DATA, re.DOTALL | re.MULTILINE)
 
 
@@ -63,3 +69,16 @@ def test_links_lead_somewhere():
     for folder, text in ((ROOT / "docs", DATA), (ROOT, README)):
         for path in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (folder / path).exists(), path
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.split()[0])
+def test_commands_for_several_machines_have_settings_that_there_are(script, monkeypatch, capsys):
+    subprocess.run(["bash", "-n", "-c", script], check=True)
+    command = shlex.split(script.replace("\\\n", " ")[script.replace("\\\n", " ").index("ccr fit") :])
+    arguments = [VARIABLES.get(argument, argument) for argument in command[1:]]
+    monkeypatch.setattr("sys.argv", ["ccr"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--print_config"])
+    assert stopped.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["strategy"] in arguments

@@ -1,4 +1,4 @@
-"""``ccr fit`` on two nodes, as torchrun and srun start it, against two processes on one node."""
+"""``ccr fit`` on two nodes, started by hand, by torchrun and as by srun, against two processes on one node."""
 
 import json
 import os
@@ -54,6 +54,14 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
+
+
+def by_hand(program, arguments):
+    """As docs/several_machines.md says first."""
+    port = free_port()
+    for number in range(2):
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(number)}
+        yield [*program, *arguments, *node(number)], where
 
 
 def by_torchrun(program, arguments):
@@ -122,7 +130,7 @@ def assert_same_run(one, other):
     assert document == expected
 
 
-@pytest.mark.parametrize("start", [by_torchrun, by_srun])
+@pytest.mark.parametrize("start", [by_hand, by_torchrun, by_srun])
 def test_two_nodes_do_what_one_does(exact_config, one_node, tmp_path, monkeypatch, start):
     (status, output, errors), *others = results_of(start(["ccr"], fit(exact_config, tmp_path, "two")), tmp_path)
     assert (status, errors) == (0, "")

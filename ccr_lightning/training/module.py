@@ -137,6 +137,7 @@ class RetrievalModule(LightningModule):
         self.protocol = protocol
         self.seed = seed
         self.embeddings = RetrievalEmbeddings()
+        distributed.keep_constants(self)
         self.results: dict[str, Any] | None = None
         self.reranked: dict[str, Any] | None = None
 

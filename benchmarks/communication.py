@@ -141,7 +141,7 @@ class RandomCaptions(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return a loader of one batch for each step."""
-        return DataLoader([self._batch() for _ in range(STEPS)], batch_size=None)
+        return DataLoader([self._batch() for _ in range(STEPS)], batch_size=None, collate_fn=lambda batch: batch)
 
     def _batch(self) -> Batch:
         _, images, languages, tokens, _ = self.sizes

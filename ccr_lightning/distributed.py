@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 # torch 2.14 renames these two and warns of the names that 2.11 knows.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
@@ -175,6 +176,28 @@ def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: Any, steps: Iter
     fully_shard(module, mesh=mesh)
     for step in steps:
         register_fsdp_forward_method(module, step)
+
+
+def load_sharded(
+    module: nn.Module, weights: Mapping[str, Any], optimizers: Iterable[tuple[Optimizer, Mapping[str, Any]]]
+) -> None:
+    """Loads whole weights and optimiser states, of which each process takes its part.
+
+    Args:
+        module: It is sharded.
+        weights: Its whole state.
+        optimizers: Each with its whole state, in which parameters have their names in the module for numbers.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(module, dict(weights), options=options)
+    for optimizer, state in optimizers:
+        set_optimizer_state_dict(module, optimizer, optim_state_dict=dict(state), options=options)
 
 
 def gather_parameters(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from ccr_lightning import __version__
 from ccr_lightning.cli.main import main
+from ccr_lightning.cli.run_config import find_checkpoint
 from ccr_lightning.training.module import RetrievalModule
 
 LANGUAGES = ("en", "de", "ja")
@@ -882,3 +883,12 @@ def test_a_traceback_can_be_asked_for(monkeypatch, capsys):
     with pytest.raises(ValueError, match="'fti' is not a command"):
         main(["fti"])
     assert "error: 'fti'" in capsys.readouterr().err
+
+
+def test_that_the_last_checkpoint_is_taken_is_said_by_the_first_process(tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    for number, said in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("SLURM_PROCID", number)
+        assert find_checkpoint("--ckpt_path", str(tmp_path))[0].name == "last.ckpt"
+        assert capsys.readouterr().out.count("no validation ran") == said

@@ -150,13 +150,18 @@ def test_each_rank_keeps_its_part(ranks):
             assert max(kept) < 1.2 * total / len(ranks)
 
 
-def fit(config, runs, name, *settings):
+def command_of(config, runs, name, *settings):
     """A run on two processes, the first of which evaluates one batch more, and re-ranks."""
     program = [sys.executable, "-m", "ccr_lightning.cli.main", "fit", "--config", str(config), "--runs_dir", str(runs)]
     common = ["--name", name, "--trainer.devices", "2", "--data.batch_size", "4", "--data.eval_batch_size", "1"]
     epochs = ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2"]  # the best is after the second
     common += [*epochs, "--model.protocol.rerank_depth", "4"]
-    done = subprocess.run([*program, *common, *settings], capture_output=True, text=True, timeout=300, check=False)
+    return [*program, *common, *settings]
+
+
+def fit(config, runs, name, *settings):
+    command = command_of(config, runs, name, *settings)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return runs / name
 
@@ -207,6 +212,21 @@ def test_the_run_is_tested_on_one_device(runs, monkeypatch):
     assert results(runs / "again") == results(runs / "fsdp2")
     found, expected = (json.loads((runs / of / "results.json").read_text())["model"] for of in ("again", "fsdp2"))
     assert found == expected  # the hash of whole weights
+
+
+def test_another_model_is_refused_in_a_sentence(exact_config, runs):
+    checkpoint = str(runs / "fsdp2" / "checkpoints" / "last.ckpt")
+    for change, says in (
+        (["--model.masked_lm_weight", "0"], "the checkpoint's run trained 161 tensors and this one trains"),
+        (["--model.retriever.init_args.embed_dim", "8"], "the checkpoint is of another architecture: 4 of"),
+    ):
+        command = command_of(
+            exact_config, runs, "other", "--trainer.strategy", "fsdp2", "--resume", checkpoint, *change
+        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: {says}")
+    assert not (runs / "other").exists()
 
 
 def test_the_older_sharding_is_refused(exact_config, tmp_path, monkeypatch, capsys):

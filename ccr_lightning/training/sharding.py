@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
+from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.training.checkpointing import explain_mismatch
 
@@ -34,19 +34,20 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Lightning would mistake the optimiser states of other strategies, whose numbers follow the parameter groups.
 
         Raises:
-            CCRError: If the checkpoint is of another architecture.
+            CCRError: If the checkpoint is of another architecture, or the module refuses to go on from it.
         """
         checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
-        module, options = self.lightning_module, StateDictOptions(full_state_dict=True)
+        module = self.lightning_module
         assert module is not None
         if mismatch := explain_mismatch(module.state_dict(), checkpoint["state_dict"]):
             raise CCRError(mismatch)
-        set_model_state_dict(module, checkpoint.pop("state_dict"), options=options)
+        module.on_load_checkpoint(checkpoint)  # Lightning would ask it when this has failed
         names = {parameter: name for name, parameter in module.named_parameters()}
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
-            set_optimizer_state_dict(
-                module, optimizer, optim_state_dict=_by_name(state, optimizer, names), options=options
-            )
+        states = [
+            (optimizer, _by_name(state, optimizer, names))
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False)
+        ]
+        distributed.load_sharded(module, checkpoint.pop("state_dict"), states)
         return checkpoint
 
 

@@ -29,8 +29,7 @@ LARGEST = {  # sizes up to which other ways are tried
     "log-softmax with one-hot labels": 4096,
 }
 LEAST = 8  # a size at which all memory is that of the libraries
-TURNS = 10**9  # cells of similarity in the turns of one way, if these are more than three
-ONCE = 5 * 10**7  # cells from which other ways are run once only
+TURNS = 5 * 10**8  # cells of similarity in the turns of one way; it has three at least, but others of more cells one
 
 
 class Work(NamedTuple):
@@ -62,7 +61,7 @@ WORK = {
 def measured_at(size: int, work: Work, rounds: int) -> dict[str, Measured]:
     """Return what each way costs."""
     ways, cells = work.ways(size), work.captions * size**2
-    slow = [name for name in ways if name not in (work.floor, work.ours)] if cells > ONCE else []
+    slow = [name for name in ways if name not in (work.floor, work.ours)] if cells > TURNS else []
     return compare(ways, work.floor, rounds=min(rounds, max(3, TURNS // cells)), slow=slow)
 
 

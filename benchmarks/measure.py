@@ -91,7 +91,12 @@ def in_process(function: Callable[[], T]) -> T:
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(function()))
+
+    def target() -> None:
+        torch.set_num_threads(torch.get_num_threads())  # makes torch's pool anew, or threads of autograd race to do so
+        sender.send(function())
+
+    process = context.Process(target=target)
     process.start()
     sender.close()
     try:

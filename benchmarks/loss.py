@@ -46,7 +46,7 @@ def with_labels(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
     """The formula as it is often written: log-softmax of the logits in both directions, times one-hot labels."""
     batch, languages = texts.shape[:2]
     logits = logit_scale * (images @ texts.flatten(0, 1).T)
-    labels = torch.eye(batch).repeat_interleave(languages, 1)
+    labels = torch.eye(batch, device=logits.device).repeat_interleave(languages, 1)
     to_text = -(logits.log_softmax(1) * labels).sum(1) / languages
     to_image = -(logits.T.log_softmax(1) * labels.T).sum(1)
     return 0.5 * (to_text.mean() + to_image.mean())

@@ -72,7 +72,7 @@ class Batch(NamedTuple):
     attention_mask: Tensor  # (B, K, L) bool, True for tokens
     caption_mask: Tensor  # (B, K) bool, False where an image has no caption in the language
     languages: tuple[str, ...]  # K
-    most_tokens: Counts  # (B, K), no caption has more tokens; known to the host, so that nothing waits for a GPU
+    most_tokens: Counts  # (B, K) from 1, no caption has more tokens; known to the host, so that nothing waits for a GPU
 
 
 class ImageBatch(NamedTuple):

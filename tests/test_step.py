@@ -1,7 +1,9 @@
 """The losses of a step: nothing waits for a device, and chunks and bounds change nothing."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from ccr_lightning import distributed
 from ccr_lightning.data.transforms import ImageTransform
@@ -21,7 +24,9 @@ from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
 from ccr_lightning.training import chunks
+from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
+from ccr_lightning.training.progress import TrainingBar
 from ccr_lightning.types import Batch
 from tests.gloo_ranks import results_of_ranks
 
@@ -206,3 +211,81 @@ def test_chunks_on_two_ranks(tmp_path):
     (whole, *others), of_other_rank = results_of_ranks(_gradients_of_rank, 2, tmp_path)
     assert_same([*others, *of_other_rank], 5 * [whole], 1e-12)
     assert np.mean([gradient.abs().sum().item() for gradient in whole.values()]) > 0
+
+
+class Batches(lightning.LightningDataModule):
+    """What a module asks its data for."""
+
+    languages = ("de", "en", "ja")
+    tokenizer = SimpleNamespace(
+        max_tokens=L, special_token_ids=Tokens.special_token_ids, mask_token_id=4, vocab_size=Tokens.vocab_size
+    )
+
+    def train_dataloader(self):
+        return DataLoader([batch(seed=seed) for seed in range(5)], batch_size=None, collate_fn=lambda of: of)
+
+
+class Reads(TorchDispatchMode, lightning.Callback):
+    """Counts how often a value is read on the host in a training, once its first step is over."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation.name() == "aten::_local_scalar_dense"
+        return operation(*args, **(kwargs or {}))
+
+    def on_train_batch_start(self, trainer, module, of, batch_idx):
+        if batch_idx == 1:
+            self.__enter__()
+
+    def on_train_end(self, trainer, module):
+        self.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("logging", [1000, 1])
+def test_a_training_waits_for_what_it_logs_alone(logging, monkeypatch, tmp_path):
+    """The whole step of a real trainer, with the progress bar of the command, clipping and the optimiser."""
+    for known in (places, transformer, logsumexp):
+        monkeypatch.setattr(known, "is_awaited", lambda device: True)
+    reads = Reads()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        log_every_n_steps=logging,
+        callbacks=[reads, TrainingBar()],
+        logger=MetricsFile(tmp_path / "metrics.csv"),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module(), datamodule=Batches())
+    assert trainer.global_step == 5
+    assert (reads.count > 0) == (logging == 1)
+
+
+def test_chunks_of_a_compiled_model():
+    with pytest.raises(CCRError, match="chunk_size and is_compiled do not go together"):
+        module(chunk_size=4, is_compiled=True)
+
+
+def test_the_backward_pass_of_chunks_is_linear():
+    """Elements of the operations of a backward pass: of eight times as many rows, eight times as many."""
+
+    class Elements(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            result = operation(*args, **(kwargs or {}))
+            self.count += sum(of.numel() for of in tree_leaves(result) if isinstance(of, torch.Tensor))
+            return result
+
+    counts = []
+    for rows in (16, 128):
+        states = torch.randn(rows, 50, requires_grad=True)
+        results = chunks.in_chunks(torch.sin, 2, states * 1)
+        with Elements() as elements:
+            results.sum().backward()
+        counts.append(elements.count)
+    assert counts[1] < 8.5 * counts[0]

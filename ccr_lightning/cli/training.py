@@ -18,7 +18,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ccr_lightning.cli.arguments import given_configs
@@ -32,7 +32,7 @@ from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestSco
 from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
-from ccr_lightning.training.progress import EpochSummary
+from ccr_lightning.training.progress import EpochSummary, TrainingBar
 from ccr_lightning.training.sharding import FullyShardedStrategy
 
 TRAINER_DEFAULTS = {
@@ -141,7 +141,7 @@ class TrainingCLI(LightningCLI):
         config["default_root_dir"] = str(self.folder.path)
         callbacks: list[Any] = [EpochSummary()]
         if config.get("enable_progress_bar") is not False and sys.stdout.isatty():
-            callbacks.append(RichProgressBar())
+            callbacks.append(TrainingBar())
         else:
             config["enable_progress_bar"] = False
         if self.subcommand == "fit":

@@ -30,7 +30,7 @@ def collate_training(samples: Sequence[TrainSample], tokenizer: CaptionTokenizer
         attention_mask=attention_mask.view(*shape, -1),
         caption_mask=torch.tensor([caption is not None for caption in captions]).view(shape),
         languages=languages,
-        most_tokens=attention_mask.sum(1).view(shape).numpy(),
+        most_tokens=attention_mask.sum(1).clamp(min=1).view(shape).numpy(),
     )
 
 

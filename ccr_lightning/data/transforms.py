@@ -71,8 +71,8 @@ class ImageTransform:
         self.horizontal_flip = horizontal_flip
         self._rand_augment = _rand_augment() if rand_augment else None
         # pixel / 255, minus the mean, over the deviation, as one multiplication and one addition
-        self._scale = 1 / (255 * torch.tensor(std)).view(3, 1, 1)
-        self._shift = -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+        self._scale = (1 / (255 * torch.tensor(std))).tolist()
+        self._shift = (-(torch.tensor(mean) / torch.tensor(std))).tolist()
 
     @property
     def is_fixed(self) -> bool:
@@ -118,8 +118,9 @@ class ImageTransform:
     def normalize(self, images: Tensor) -> Tensor:
         """Return ``(B, 3, H, W)`` pixels as floats with the mean taken off, over the deviation."""
         normalized = torch.empty(images.shape, device=images.device).copy_(images)
-        self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)  # once for all batches
-        return normalized.mul_(self._scale).add_(self._shift)
+        for channel, scale, shift in zip(normalized.unbind(1), self._scale, self._shift, strict=True):
+            channel.mul_(scale).add_(shift)
+        return normalized
 
 
 def _resize(pixels: Pixels, size: int) -> Pixels:

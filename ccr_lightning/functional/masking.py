@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ccr_lightning.errors import CCRError
 
+MAX_MASKED = 12  # tokens of a text, as in the paper
 IGNORED = -100  # target of a token that is not to be predicted
 
 
@@ -32,7 +33,7 @@ def mask_tokens(
     mask_token_id: int,
     vocab_size: int,
     rate: float = 0.4,
-    max_masked: int = 12,
+    max_masked: int = MAX_MASKED,
     span_probability: float = 0.2,
     generator: torch.Generator | None = None,
 ) -> MaskedTokens:
@@ -101,7 +102,7 @@ def mask_tokens(
     return MaskedTokens(torch.where(masked, hidden, input_ids), input_ids.masked_fill(~masked, IGNORED))
 
 
-def most_masked(n_texts: int, n_tokens: int, rate: float = 0.4, max_masked: int = 12) -> int:
+def most_masked(n_texts: int, n_tokens: int, rate: float = 0.4, max_masked: int = MAX_MASKED) -> int:
     """The most tokens that :func:`mask_tokens` chooses of texts with so many maskable tokens together.
 
     Example:

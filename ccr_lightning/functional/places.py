@@ -30,7 +30,7 @@ def true_places(mask: Tensor, most: int | None = None) -> Tensor:
         Int64, rising; on other devices filled up with N to ``most``: take care to read and write nothing there.
 
     Raises:
-        CCRError: On a CPU, if there are more than ``most``.
+        CCRError: On a CPU, if there are more than ``most``; other devices stop at an assertion.
 
     Example:
         >>> true_places(torch.tensor([[True, False], [True, True]]), most=4)
@@ -41,4 +41,6 @@ def true_places(mask: Tensor, most: int | None = None) -> Tensor:
         if most is not None and count > most:
             raise CCRError(f"{count} cells of a mask are True and the bound is {most}: pass a larger one, or none.")
         most = count
+    else:
+        torch._assert_async(mask.sum() <= most, "more cells of a mask are True than the bound says")
     return mask.flatten().nonzero_static(size=most, fill_value=mask.numel()).squeeze(1)

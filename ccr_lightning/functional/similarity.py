@@ -131,6 +131,7 @@ def pair_similarity(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Ten
     return similarity
 
 
+@torch.no_grad()
 def norms(embeds: Tensor) -> Tensor:
     """Euclidean norms of rows, (N,) float64, in bounded memory."""
     found = torch.empty(len(embeds), dtype=torch.float64, device=embeds.device)

@@ -75,8 +75,9 @@ class Packing:
 
     Args:
         attention_mask: (N, L) bool, True for tokens.
-        most_tokens: At least as many as there are tokens. With it nothing waits for a GPU to count them: what is more
-            than there are is computed in vain. A CPU counts, and computes the tokens alone.
+        most_tokens: At least as many as there are tokens, the first position of each caption among them. With it
+            nothing waits for a GPU to count them: what is more than there are is computed in vain. A CPU counts, and
+            computes the tokens alone.
 
     Attributes:
         attendable: (N, 1, 1, L) bool, True where attention may look.

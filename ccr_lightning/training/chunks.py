@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -37,11 +37,15 @@ def in_chunks(function: Callable[..., Any], size: int | None, *arguments: Any) -
     n_rows = len(arguments[0])
     if size is None or size >= n_rows:
         return function(*arguments)
-    results = [
-        checkpoint(function, *(argument[part] for argument in arguments), use_reentrant=False)
-        for part in slices(n_rows, size)
+    # In the backward pass a split puts the gradients of its parts together, a slice adds zeros for all other rows.
+    parts = [
+        torch.split(argument, size)
+        if isinstance(argument, Tensor)
+        else [argument[part] for part in slices(n_rows, size)]
+        for argument in arguments
     ]
-    if isinstance(results[0], torch.Tensor):
+    results = [checkpoint(function, *chunk, use_reentrant=False) for chunk in zip(*parts, strict=True)]
+    if isinstance(results[0], Tensor):
         return torch.cat(results)
     return type(results[0])(*(torch.cat(of) for of in zip(*results, strict=True)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 
 import torch
 
@@ -23,8 +24,12 @@ def compile_parts(retriever: Retriever, device: torch.device) -> None:
     Raises:
         CCRError: If that is the CPU, and there is no C++ compiler.
     """
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise CCRError("compile: on a CPU torch.compile needs a C++ compiler: install g++, or leave it out.")
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler.split()[0]) is None:
+        raise CCRError(
+            f"model.is_compiled needs a C++ compiler on a CPU, and there is no {compiler}: install it, name another in "
+            "CXX, or leave is_compiled out."
+        )
     retriever.image_encoder.compile()
     for encoder in (retriever.text_encoder, retriever.fusion):
         if encoder is not None:

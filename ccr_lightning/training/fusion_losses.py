@@ -60,21 +60,19 @@ def batch_matching_loss(
     Returns:
         Scalar; its mean over devices is the mean over all pairs of all devices.
     """
-    text_states, attention_mask = texts.states.flatten(0, 1), batch.attention_mask.flatten(0, 1)
 
-    def logits_of(text_rows: Tensor, image_rows: Tensor, most_tokens: Counts) -> Tensor:
-        fused = retriever.fuse(
-            text_states[text_rows], attention_mask[text_rows], images.states[image_rows], int(most_tokens.sum())
-        )
-        return retriever.match_logits(fused)
+    def logits_of(text_states: Tensor, attention_mask: Tensor, image_states: Tensor, most_tokens: Counts) -> Tensor:
+        return retriever.match_logits(retriever.fuse(text_states, attention_mask, image_states, int(most_tokens.sum())))
 
-    positive_text, own = _positive_text(draw, batch), torch.arange(len(draw.language), device=draw.language.device)
+    positive_text = _positive_text(draw, batch)
+    rows = torch.cat([positive_text, positive_text, draw.negative_text])
     of_positive = batch.most_tokens.max(1)
     logits = in_chunks(
         logits_of,
         None if chunk_size is None else 3 * chunk_size,
-        torch.cat([positive_text, positive_text, draw.negative_text]),
-        torch.cat([own, draw.negative_image, own]),
+        texts.states.flatten(0, 1)[rows],
+        batch.attention_mask.flatten(0, 1)[rows],
+        torch.cat([images.states, images.states[draw.negative_image], images.states]),
         np.concatenate([of_positive, of_positive, np.full_like(of_positive, batch.most_tokens.max())]),
     )
     return distributed.global_mean(*matching_loss(logits, draw.valid))

@@ -115,6 +115,8 @@ class RetrievalModule(LightningModule):
                 "contrastive_weight, matching_weight and masked_lm_weight are all 0, which leaves no loss: set one."
             )
         check_chunks(chunk_size, retriever)
+        if chunk_size is not None and is_compiled:
+            raise CCRError("chunk_size and is_compiled do not go together: leave one of them out.")
         self.retriever = retriever
         self.contrastive = ContrastiveLoss(
             objective, text_to_image_weight=text_to_image_weight, pivot_language=pivot_language
@@ -237,8 +239,8 @@ class RetrievalModule(LightningModule):
         losses = self.losses(batch, self._data.tokenizer, draw_sharpness(self.global_step, steps, self.draw_warmup))
         loss = torch.stack([self.loss_weights[name] * value for name, value in losses.items()]).sum()
         means = distributed.mean(torch.stack([loss, *losses.values()]))  # of the devices' shares: the losses themselves
-        self.log("train/loss", means[0], prog_bar=True, batch_size=len(batch.images))
-        logged = {f"train/{name}": value for name, value in zip(losses, means[1:], strict=True)}
+        # Not for Lightning's progress bar: it would wait for the value at each step. TrainingBar shows it.
+        logged = {f"train/{name}": value for name, value in zip(["loss", *losses], means, strict=True)}
         self.log_dict({**logged, "train/temperature": self.retriever.temperature}, batch_size=len(batch.images))
         return loss
 

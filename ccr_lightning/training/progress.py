@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class TrainingBar(RichProgressBar):
+    """A progress bar with the loss, read as seldom as it is logged: to read a value is to wait for the GPU."""
+
+    _loss: Mapping[str, str] = MappingProxyType({})
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Returns what is shown beside the bar."""
+        loss, seldom = trainer.callback_metrics.get("train/loss"), max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if loss is not None and (trainer.global_step % seldom == 0 or not self._loss):
+            self._loss = {"loss": f"{float(loss):.2f}"}
+        return dict(self._loss)
 
 
 class EpochSummary(Callback):

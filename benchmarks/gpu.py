@@ -11,7 +11,6 @@ step     the paper's model in bfloat16, 64 images, 10 languages: images a second
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import loss, scaling
-from benchmarks.step import Tokens
+from benchmarks.measure import arguments, write
+from benchmarks.step import Tokens, natural_lengths
 from ccr_lightning.functional.ranks import mutual_rank_counts
 from ccr_lightning.functional.similarity import full_precision, slices
 from ccr_lightning.training.optim import adamw, parameter_groups
@@ -78,7 +78,7 @@ def sides(images: int, device: torch.device, seed: int = 0) -> tuple[Tensor, Ten
     return image_embeds, F.normalize(image_embeds + 3.4 * noise, dim=1)
 
 
-def ranks(device: torch.device, images: int = 30000) -> None:
+def ranks(device: torch.device, images: int = 30000) -> dict[str, Any]:
     """Compare ranks with the product."""
     image_embeds, text_embeds = sides(images, device)
     ids = torch.arange(images, device=device)
@@ -86,19 +86,25 @@ def ranks(device: torch.device, images: int = 30000) -> None:
     least, own = seconds(partial(product, image_embeds, text_embeds), device), seconds(ours, device)
     peak = peak_mebibytes(ours, device)
     print(f"ranks, {images:,} images: {own:.3f} s, {own / least:.2f} times the product, {peak:.0f} MiB")
+    return {"images": images, "seconds": own, "ratio": own / least, "mebibytes": peak}
 
 
-def million(device: torch.device, images: int = 10**6) -> None:
+def million(device: torch.device, images: int = 10**6) -> dict[str, Any]:
     """Rank a large gallery in every language."""
     ids = torch.arange(images, device=device)
-    start = time.perf_counter()
+    taken = 0.0
     for language in range(LANGUAGES):
-        counts = mutual_rank_counts(*sides(images, device, seed=language), ids, ids)
-        int(counts[0].ahead.sum())  # waits for the GPU
-    print(f"ranks, {images:,} images x {LANGUAGES} languages, both directions: {time.perf_counter() - start:.1f} s")
+        embeds = sides(images, device, seed=language)
+        int(embeds[1].sum())  # waits for the GPU
+        start = time.perf_counter()
+        counts = mutual_rank_counts(*embeds, ids, ids)
+        int(counts[0].ahead.sum())
+        taken += time.perf_counter() - start
+    print(f"ranks, {images:,} images x {LANGUAGES} languages, both directions: {taken:.1f} s")
+    return {"images": images, "languages": LANGUAGES, "seconds": taken}
 
 
-def losses(device: torch.device, images: int = 4096) -> None:
+def losses(device: torch.device, images: int = 4096) -> dict[str, Any]:
     """Compare the forms of the loss with the products alone."""
     embeds = [of.detach().to(device).requires_grad_() for of in loss.embeddings(images)]
     rows, columns = embeds[0].detach(), embeds[1].detach().flatten(0, 1)
@@ -109,17 +115,22 @@ def losses(device: torch.device, images: int = 4096) -> None:
                 rows.to(dtype) @ columns.to(dtype).T
 
     least = {dtype: seconds(partial(products, dtype), device) for dtype in (torch.float32, torch.bfloat16)}
+    results: dict[str, Any] = {"images": images, "languages": LANGUAGES}
     for name, of in loss.LOSSES.items():
         way: Callable[[], Any] = partial(loss.trained, of, (embeds[0], embeds[1], embeds[2]))
         own = seconds(way, device)
         ratios = ", ".join(f"{own / floor:.2f} times three products in {dtype}" for dtype, floor in least.items())
-        print(f"loss, {images:,} x {LANGUAGES}, {name}: {own:.4f} s, {ratios}, {peak_mebibytes(way, device):.0f} MiB")
+        peak = peak_mebibytes(way, device)
+        print(f"loss, {images:,} x {LANGUAGES}, {name}: {own:.4f} s, {ratios}, {peak:.0f} MiB")
+        results[name] = {"seconds": own, "mebibytes": peak}
+        results[name] |= {f"ratio to three products in {dtype}": own / floor for dtype, floor in least.items()}
+    return results
 
 
-def step(device: torch.device, images: int = 64, peak_teraflops: float = 989.0) -> None:
+def step(device: torch.device, images: int = 64, peak_teraflops: float = 989.0) -> dict[str, Any]:
     """Run steps of the paper's model, in which nothing may wait for the GPU."""
     of, tokens = scaling.paper_module().to(device), Tokens()
-    batch = scaling.batch_of(images)
+    batch = scaling.batch_of(natural_lengths(images, LANGUAGES))
     batch = batch._replace(**{name: of.to(device) for name, of in batch._asdict().items() if torch.is_tensor(of)})
     optimizer = adamw(parameter_groups(of.retriever, 1e-4, 0.01), (0.9, 0.98))
 
@@ -139,17 +150,18 @@ def step(device: torch.device, images: int = 64, peak_teraflops: float = 989.0) 
         run()
         torch.cuda.set_sync_debug_mode("default")
         print("step: nothing waits for the GPU")
-    own, done = seconds(run, device), counter.get_total_flops()
+    own, done, peak = seconds(run, device), counter.get_total_flops(), peak_mebibytes(run, device)
+    share = done / own / peak_teraflops / 1e12
     print(
         f"step of the paper's model, {images} x {LANGUAGES}: {own:.3f} s, {images / own:.0f} images a second, "
-        f"{100 * done / own / peak_teraflops / 1e12:.0f} % of {peak_teraflops:.0f} TFLOP/s, "
-        f"{peak_mebibytes(run, device):.0f} MiB"
+        f"{100 * share:.0f} % of {peak_teraflops:.0f} TFLOP/s, {peak:.0f} MiB"
     )
+    return {"images": images, "seconds": own, "operations": done, "share": share, "mebibytes": peak}
 
 
 def main() -> None:
     """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "gpu")
     choices = ["ranks", "million", "loss", "step"]
     parser.add_argument("names", nargs="*", choices=[*choices, "all"], default="all")
     parser.add_argument("--peak_teraflops", type=float, default=989.0, help="of the GPU in bfloat16, as its maker says")
@@ -158,14 +170,14 @@ def main() -> None:
         raise SystemExit("there is no CUDA GPU here; python -m benchmarks makes the comparisons on a CPU.")
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    ways: dict[str, Callable[[torch.device], None]] = {
+    ways: dict[str, Callable[[torch.device], dict[str, Any]]] = {
         "ranks": ranks,
         "million": million,
         "loss": losses,
         "step": partial(step, peak_teraflops=args.peak_teraflops),
     }
-    for name in choices if "all" in args.names else args.names:
-        ways[name](device)
+    results = {name: ways[name](device) for name in (choices if "all" in args.names else args.names)}
+    write(args.output, {"device": torch.cuda.get_device_name(), **results})
 
 
 if __name__ == "__main__":

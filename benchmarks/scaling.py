@@ -25,10 +25,13 @@ from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.types import Batch
 
 GLOBAL_BATCH, LANGUAGES, EMBED_DIM, TOKENS = 65536, 10, 256, 16
+EMBEDDINGS = GLOBAL_BATCH * (1 + LANGUAGES) * EMBED_DIM * 4  # bytes
 GPUS = (8, 64, 512)
 IMAGES = {"3.3 M": 3_309_520, "1 B": 10**9}
-CHUNK = 128
-STATES = (50 + LANGUAGES * TOKENS) * 1024  # numbers in the token states of an image and its captions
+LONGEST = 40  # tokens, to which states are padded
+STATES = 4 * 1024 * (50 + LANGUAGES * LONGEST)  # bytes of the token states of an image and its captions
+OF_MATCHING = 4 * 1024 * 3 * (50 + LONGEST)  # and of three pairs of an image
+MEMORY = 75e9  # bytes of a GPU that can be used
 SIZES: dict[str, Any] = {"hidden_size": 1024, "layers": 6, "heads": 16, "feed_forward_size": 4096, "dropout": 0.1}
 
 
@@ -38,7 +41,7 @@ class Counted(NamedTuple):
     operations: float
     of_images: float  # among them those of the image encoder
     of_texts: float  # and of the text encoder, without masked-LM's
-    kept_bytes: float  # for the backward pass, in float32
+    kept_bytes: float  # for the backward pass, in bfloat16 where a CPU's autocast has it
     parameters: int
 
 
@@ -53,14 +56,13 @@ def paper_module() -> RetrievalModule:
     return RetrievalModule(retriever)
 
 
-def batch_of(images: int) -> Batch:
-    """Return images of noise with captions of 16 random tokens each, the mean of real ones."""
-    shape = (images, LANGUAGES, TOKENS)
-    mask = torch.ones(shape, dtype=torch.bool)
-    captions = torch.randint(5, 250002, shape)
-    languages = tuple("abcdefghij")
-    pixels, ids = torch.randn(images, 3, 224, 224), torch.arange(images)
-    return Batch(pixels, ids, captions, mask, mask[..., 0], languages, mask.sum(2).numpy())
+def batch_of(lengths: Tensor) -> Batch:
+    """Return images of noise with captions of random tokens, of these lengths (B, K)."""
+    images, languages, length = *lengths.shape, int(lengths.max())
+    captions = torch.randint(5, 250002, (images, languages, length))
+    mask = torch.arange(length) < lengths[..., None]
+    pixels, ids, names = torch.randn(images, 3, 224, 224), torch.arange(images), tuple("abcdefghij"[:languages])
+    return Batch(pixels, ids, captions, mask, mask[..., 0], names, lengths.numpy())
 
 
 def counted() -> Counted:
@@ -74,9 +76,10 @@ def counted() -> Counted:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        batch = batch_of(images)
+        batch = batch_of(torch.full((images, LANGUAGES), TOKENS))
         with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda of: of):
-            losses = of.losses(batch, tokens)  # type: ignore[arg-type]
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = of.losses(batch, tokens)  # type: ignore[arg-type]
             torch.stack(list(losses.values())).sum().backward()
         of.zero_grad()
         operations.append(counter.get_total_flops())
@@ -93,6 +96,15 @@ def counted() -> Counted:
     return Counted((operations[1] - operations[0]) / 2, *encoders, (kept[1] - kept[0]) / 2, parameters)
 
 
+def memory(cost: Counted, own: int, chunk: int) -> float:
+    """Bytes that a GPU needs for its own images, in chunks."""
+    kept = chunk * cost.kept_bytes
+    if chunk < own:
+        kept += 2 * own * (STATES + OF_MATCHING)  # with their gradients
+    draws = 3 * own * own * LANGUAGES * 4
+    return 16 * cost.parameters + 2 * EMBEDDINGS + kept + draws
+
+
 def step_table(cost: Counted, teraflops: float, gigabytes: float) -> list[list[str]]:
     """Rows of quantities, one column for each number of GPUs."""
     rows: dict[str, list[str]] = {}
@@ -100,31 +112,29 @@ def step_table(cost: Counted, teraflops: float, gigabytes: float) -> list[list[s
     def add(name: str, value: str) -> None:
         rows.setdefault(name, []).append(value)
 
-    embeddings = GLOBAL_BATCH * (1 + LANGUAGES) * EMBED_DIM * 4
     for gpus in GPUS:
         own = GLOBAL_BATCH // gpus
+        fitting = [own >> halved for halved in range(own.bit_length()) if memory(cost, own, own >> halved) < MEMORY]
+        chunk = fitting[0] if fitting else 1
         cells = 2 * own * LANGUAGES * GLOBAL_BATCH  # own images with all texts, own texts with all images
-        encoders = own * cost.operations / teraflops / 1e12
+        encoders = own * cost.operations / teraflops / 1e12 * (4 / 3 if chunk < own else 1)
         loss = 4 * cells * 2 * EMBED_DIM / teraflops / 1e12 * 16  # in float32, a sixteenth as fast
-        exchanged = 2 * embeddings * (gpus - 1) / gpus / gigabytes / 1e9
+        exchanged = 2 * EMBEDDINGS * (gpus - 1) / gpus / gigabytes / 1e9
         gradients = 2 * cost.parameters * 4 * (gpus - 1) / gpus / gigabytes / 1e9
+        hidden = 0.0 if chunk < own else encoders * 2 / 3  # with chunks gradients are ready at the end of the pass
+        seconds = encoders + loss + exchanged + max(0.0, gradients - hidden)
         add("images on each GPU", f"{own:,}")
-        add("encoders, fusion, both passes", f"{encoders:.2g} s")
+        add("memory, all at once", f"{memory(cost, own, own) / 1e9:,.0f} GB")
+        add("largest chunk_size that fits, and the memory", f"{chunk:,}: {memory(cost, own, chunk) / 1e9:.0f} GB")
+        add("encoders and fusion in such chunks", f"{encoders:.2g} s")
         add("contrastive loss, in tiles, float32", f"{loss:.2g} s")
-        add("embeddings gathered, gradients scattered back", f"{2 * embeddings / 1e9:.1f} GB, {exchanged:.2g} s")
-        add("gradients of the parameters, all-reduced", f"{2 * cost.parameters * 4 / 1e9:.1f} GB, {gradients:.2g} s")
-        add("kept for the backward pass, all at once", f"{own * cost.kept_bytes / 2 / 1e9:,.0f} GB")
-        in_chunks = own * STATES * 4 + CHUNK * cost.kept_bytes / 2
-        add(f"the same with chunk_size {CHUNK}", f"{in_chunks / 1e9:,.0f} GB")
         add("logits of the dense loss, and their gradient", f"{2 * cells * 4 / 1e9:.1f} GB")
-        add("gathered embeddings, and their gradient", f"{2 * embeddings / 1e9:.2f} GB")
-        add("parameters, gradients, AdamW's averages", f"{cost.parameters * 16 / 1e9:.1f} GB")
-        seconds = encoders + loss + exchanged
+        add("embeddings gathered, gradients scattered back", f"{2 * EMBEDDINGS / 1e9:.1f} GB, {exchanged:.2g} s")
+        add("gradients of the parameters, all-reduced", f"{2 * cost.parameters * 4 / 1e9:.1f} GB, {gradients:.2g} s")
+        add("not hidden behind the backward pass", f"{max(0.0, gradients - hidden):.2g} s")
+        add("a step", f"{seconds:.2g} s, {GLOBAL_BATCH / seconds:,.0f} images a second")
         for name, images in IMAGES.items():
-            add(
-                f"an epoch of {name} images, if the all-reduce is hidden",
-                _time(images / GLOBAL_BATCH * seconds),
-            )
+            add(f"an epoch of {name} images", _time(images / GLOBAL_BATCH * seconds))
     return [[name, *values] for name, values in rows.items()]
 
 
@@ -149,7 +159,7 @@ def main() -> None:
         f"counted of one image with {LANGUAGES} captions of {TOKENS} tokens, {cost.parameters / 1e6:.0f} M parameters: "
         f"{cost.operations / 1e9:.0f} GFLOP in both passes ({image:.0f} % for the image, {captions:.0f} % for the "
         f"captions, the rest for matching and masked-LM), {cost.kept_bytes / 1e6:.0f} MB kept for the backward pass in "
-        "float32\n"
+        "bfloat16\n"
     )
     headers = [f"batch of {GLOBAL_BATCH:,} x {LANGUAGES}", *(f"{gpus} GPUs" for gpus in GPUS)]
     print(tabulate(step_table(cost, args.teraflops, args.gigabytes), headers, tablefmt="pipe", disable_numparse=True))

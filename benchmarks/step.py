@@ -59,10 +59,16 @@ class Tokens:
     vocab_size = VOCABULARY
 
 
+def natural_lengths(images: int, languages: int) -> Tensor:
+    """Return tokens of captions, (B, K)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images, languages, generator=generator).mul(5).add(16).round().clamp(6, PADDED).long()
+
+
 def batch_of(sizes: Sizes) -> Batch:
     """Return images of noise, and captions of random tokens padded to the longest."""
     images, generator = sizes.images, torch.Generator().manual_seed(0)
-    lengths = torch.randn(images, LANGUAGES, generator=generator).mul(5).add(16).round().clamp(6, PADDED).long()
+    lengths = natural_lengths(images, LANGUAGES)
     length = int(lengths.max())
     return Batch(
         images=torch.randn(images, 3, sizes.pixels, sizes.pixels, generator=generator),

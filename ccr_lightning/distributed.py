@@ -15,8 +15,14 @@ from torch.optim import Optimizer
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
-# What gloo, and the store that processes meet at, say of a process that has ended.
-_ENDED = ("Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "Broken pipe")
+# What gloo, NCCL, and the store that processes meet at, say of a process that has ended.
+_ENDED = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection was likely closed",
+    "Broken pipe",
+    "remote process exited",
+)
 
 
 def _in_group() -> bool:

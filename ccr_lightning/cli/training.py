@@ -171,7 +171,7 @@ class TrainingCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:  # for example, a collective that another process has left
-            if lost_another_process(error) or self._another_process_failed():
+            if self.trainer.world_size > 1 and (lost_another_process(error) or self._another_process_failed()):
                 raise CCRError(
                     "another process of this run stopped and said why; mend that and start again."
                 ) from error

@@ -11,10 +11,12 @@ step     the paper's model in bfloat16, 64 images, 10 languages: images a second
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import loss, scaling
-from benchmarks.measure import arguments, write
+from benchmarks.measure import write
 from benchmarks.step import Tokens, natural_lengths
 from ccr_lightning.functional.ranks import mutual_rank_counts
 from ccr_lightning.functional.similarity import full_precision, slices
@@ -161,7 +163,8 @@ def step(device: torch.device, images: int = 64, peak_teraflops: float = 989.0) 
 
 def main() -> None:
     """Run what is asked for."""
-    parser = arguments(__doc__, "gpu")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks/gpu.json"))
     choices = ["ranks", "million", "loss", "step"]
     parser.add_argument("names", nargs="*", choices=[*choices, "all"], default="all")
     parser.add_argument("--peak_teraflops", type=float, default=989.0, help="of the GPU in bfloat16, as its maker says")

@@ -58,9 +58,9 @@ class RetrievalModule(LightningModule):
         draw_warmup: Share of the training over which matching's draws sharpen: all texts and images alike at its start,
             the paper's preferences from its end on. It helps where the fusion encoder starts at random.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
-        chunk_size: Images, with their captions, that are encoded at a time in training: what the backward pass needs
-            of the others is computed again then, so that memory grows with the chunk and hardly with the batch, for a
-            third more work (gradient caching). Draws aside the gradient is the same. None: all at once.
+        chunk_size: Images, with their captions, that are encoded at a time in training: of the others only the token
+            states are kept, and computed again for the backward pass (gradient caching), for a third more work. Draws
+            aside the gradient is the same. None: all at once.
         is_compiled: Whether to train with ``torch.compile``, which takes minutes at the start; measure whether it pays.
         lr: Peak learning rate.
         new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
@@ -190,7 +190,7 @@ class RetrievalModule(LightningModule):
     def losses(self, batch: Batch, tokenizer: CaptionTokenizer, sharpness: float = 1.0) -> dict[str, Tensor]:
         """Computes the losses that are switched on: this device's shares, whose means over devices are the losses.
 
-        Nothing in it waits for a GPU.
+        On one device nothing in it waits for a GPU.
 
         Args:
             batch: Of this device.

@@ -123,6 +123,12 @@ def ours(of: RetrievalModule, batch: Batch) -> Callable[[], None]:
     return partial(step, lambda: torch.stack(list(of.losses(batch, tokens).values())).sum(), optimizer, parameters)
 
 
+def padded(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return token ids and mask of all captions, (N, 40) each."""
+    spare = (0, PADDED - batch.input_ids.shape[2])
+    return F.pad(batch.input_ids, spare).flatten(0, 1), F.pad(batch.attention_mask, spare).flatten(0, 1)
+
+
 class Usual(nn.Module):
     """A model of the same sizes of PyTorch's layers, and its losses."""
 
@@ -150,8 +156,7 @@ class Usual(nn.Module):
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the sum of the three losses."""
-        spare = (0, PADDED - batch.input_ids.shape[2])
-        input_ids, mask = F.pad(batch.input_ids, spare).flatten(0, 1), F.pad(batch.attention_mask, spare).flatten(0, 1)
+        input_ids, mask = padded(batch)
         patches = self.vision.forward_features(batch.images).flatten(1, 2)
         image_states = torch.cat([patches.mean(1, keepdim=True), patches], 1)
         text_states = self.encode(input_ids, mask)
@@ -242,8 +247,7 @@ def parts(of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]]:
 def text_tower(sizes: Sizes, of: RetrievalModule, batch: Batch) -> dict[str, Callable[[], Any]]:
     """Return the text encoder on true lengths, and PyTorch's on captions padded to 40 tokens."""
     model = Usual(sizes)
-    spare = (0, PADDED - batch.input_ids.shape[2])
-    input_ids, mask = (F.pad(of, spare).flatten(0, 1) for of in (batch.input_ids, batch.attention_mask))
+    input_ids, mask = padded(batch)
     return {
         TRUE_LENGTHS: lambda: of.retriever.encode_text(batch.input_ids, batch.attention_mask).states.sum().backward(),
         "text tower, padded to 40": lambda: model.encode(input_ids, mask).sum().backward(),

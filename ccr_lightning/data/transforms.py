@@ -71,8 +71,9 @@ class ImageTransform:
         self.horizontal_flip = horizontal_flip
         self._rand_augment = _rand_augment() if rand_augment else None
         # pixel / 255, minus the mean, over the deviation, as one multiplication and one addition
-        self._scale = (1 / (255 * torch.tensor(std))).tolist()
-        self._shift = (-(torch.tensor(mean) / torch.tensor(std))).tolist()
+        deviation = np.array(std, np.float32)
+        self._scale: list[float] = (1 / (255 * deviation)).tolist()
+        self._shift: list[float] = (-np.array(mean, np.float32) / deviation).tolist()
 
     @property
     def is_fixed(self) -> bool:

@@ -184,4 +184,4 @@ def test_nodes_that_nobody_starts(exact_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ccr"])
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert main(fit(exact_config, tmp_path, "alone", "--trainer.num_nodes", "2", "--trainer.devices", "1")) == 1
-    assert "nothing says which node this is: start ccr on each of them with torchrun or srun" in capsys.readouterr().err
+    assert "nothing says which node this is: set MASTER_ADDR, MASTER_PORT and NODE_RANK" in capsys.readouterr().err

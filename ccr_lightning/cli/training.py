@@ -354,8 +354,8 @@ def _check_nodes(trainer: Trainer) -> None:
     started_alone = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
     if trainer.num_nodes > 1 and started_alone and "MASTER_ADDR" not in os.environ:
         raise CCRError(
-            f"trainer.num_nodes is {trainer.num_nodes}, and nothing says which node this is: start ccr on each of them "
-            "with torchrun or srun, see docs/several_machines.md."
+            f"trainer.num_nodes is {trainer.num_nodes}, and nothing says which node this is: set MASTER_ADDR, "
+            "MASTER_PORT and NODE_RANK, or start ccr with torchrun or srun, see docs/several_machines.md."
         )
 
 

@@ -59,9 +59,10 @@ class RetrievalModule(LightningModule):
             the paper's preferences from its end on. It helps where the fusion encoder starts at random.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
         chunk_size: Images, with their captions, that are encoded at a time in training: of the others only the token
-            states are kept, and computed again for the backward pass (gradient caching), for a third more work. Draws
-            aside the gradient is the same. None: all at once.
-        is_compiled: Whether to train with ``torch.compile``, which takes minutes at the start; measure whether it pays.
+            states are kept, and computed again for the backward pass (gradient caching), for a third more work. But for
+            other draws of dropout the gradient is the same. Not with BatchNorm. None: all at once.
+        is_compiled: Whether to train with ``torch.compile``: it takes minutes at the start and, on a CPU, a C++
+            compiler; measure whether it pays.
         lr: Peak learning rate.
         new_lr_scale: Factor on ``lr`` for parts that start from random values beside pretrained ones.
         weight_decay: AdamW's weight decay of matrices.

@@ -93,7 +93,7 @@ RetrievalModule.training_step = fail
 main.SECONDS_FOR_THE_FIRST = {seconds}
 sys.exit(main.main())
 """
-ELSEWHERE = "error: another process of this run stopped and said why; mend that and start again."
+ELSEWHERE = "error: another process of this run stopped; it said why, unless it was killed: mend that and start again."
 
 
 @pytest.mark.parametrize(("ranks", "more"), [([0, 1], []), ([0], []), ([1], [ELSEWHERE])])

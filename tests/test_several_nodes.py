@@ -15,7 +15,7 @@ from ccr_lightning.cli.main import main
 
 pytestmark = pytest.mark.ddp
 
-ELSEWHERE = "error: another process of this run stopped and said why; mend that and start again."
+ELSEWHERE = "error: another process of this run stopped; it said why, unless it was killed: mend that and start again."
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 DIES_ONCE = """

@@ -173,7 +173,7 @@ class TrainingCLI(LightningCLI):
         except RuntimeError as error:  # for example, a collective that another process has left
             if self.trainer.world_size > 1 and (lost_another_process(error) or self._another_process_failed()):
                 raise CCRError(
-                    "another process of this run stopped and said why; mend that and start again."
+                    "another process of this run stopped; it said why, unless it was killed: mend that and start again."
                 ) from error
             raise
 

@@ -18,7 +18,8 @@ class TrainingBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Returns what is shown beside the bar."""
-        loss, seldom = trainer.callback_metrics.get("train/loss"), max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        loss = trainer.callback_metrics.get("train/loss")
+        seldom = max(1, getattr(trainer, "log_every_n_steps", 1))  # Lightning sets it from outside the class
         if loss is not None and (trainer.global_step % seldom == 0 or not self._loss):
             self._loss = {"loss": f"{float(loss):.2f}"}
         return dict(self._loss)

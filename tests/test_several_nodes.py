@@ -132,10 +132,13 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize("start", [by_hand, by_torchrun, by_srun])
 def test_two_nodes_do_what_one_does(exact_config, one_node, tmp_path, monkeypatch, start):
-    (status, output, errors), *others = results_of(start(["ccr"], fit(exact_config, tmp_path, "two")), tmp_path)
-    assert (status, errors) == (0, "")
+    nodes = results_of(start(["ccr"], fit(exact_config, tmp_path, "two")), tmp_path)
+    assert [status for status, *_ in nodes] == [0, 0]
+    (_, output, _), (_, silence, _) = nodes
     assert output.count("written to") == output.count("training 0.2 M parameters for 4 steps on 2 x cpu") == 1
-    assert others == [(0, "", "")]
+    assert silence == ""
+    for *_, errors in nodes:  # of torchrun's agents the one that ends last may complain that the other has gone
+        assert (said(errors) if start is by_torchrun else errors.splitlines()) == []
     assert_same_run(one_node, tmp_path / "two")
     assert (tmp_path / "cache-of-node-1").is_dir()
 

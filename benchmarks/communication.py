@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import write
+from benchmarks.measure import one_or_more, write
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.sharding import FullyShardedStrategy
 from ccr_lightning.types import Batch
@@ -308,12 +308,12 @@ def show(title: str, document: Mapping[str, Any]) -> None:
 def main() -> None:
     """Measure, print a table for each number of processes, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--processes", type=one_or_more, nargs="+", default=[2, 4])
     parser.add_argument("--config", type=Path, default=Path("configs/pretrain.yaml"))
     parser.add_argument("--strategy", choices=["ddp", "fsdp2"], default="ddp")
-    parser.add_argument("--images", type=int, default=16, help="of each process")
-    parser.add_argument("--languages", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=12, help="of each caption")
+    parser.add_argument("--images", type=one_or_more, default=16, help="of each process")
+    parser.add_argument("--languages", type=one_or_more, default=4)
+    parser.add_argument("--tokens", type=one_or_more, default=12, help="of each caption")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks/communication.json"))
     args = parser.parse_args()
     results: dict[str, Any] = {}

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import loss, ranks
 from benchmarks.growth_figure import draw
-from benchmarks.measure import Measured, arguments, compare, in_process, peak_mebibytes, show, write
+from benchmarks.measure import Measured, arguments, compare, in_process, one_or_more, peak_mebibytes, show, write
 
 LARGEST = {  # sizes up to which other ways are tried
     "numpy argsort of each row": 30_000,
@@ -104,10 +104,12 @@ def grown(name: str, sizes: list[int], rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print tables, write JSON and the figure."""
     parser = arguments(__doc__, "growth", rounds=21)
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 3000, 10_000, 30_000, 100_000])
-    parser.add_argument("--batches", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--images", type=one_or_more, nargs="+", default=[1000, 3000, 10_000, 30_000, 100_000])
+    parser.add_argument("--batches", type=one_or_more, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192])
     parser.add_argument("--plot_only", action="store_true", help="draw the figure of the JSON that is there")
     args = parser.parse_args()
+    if args.plot_only and not args.output.is_file():
+        parser.error(f"{args.output}: there is no such file to draw; leave --plot_only out")
     torch.set_num_threads(1)
     if not args.plot_only:
         sizes = {"ranks": sorted(args.images), "loss": sorted(args.batches)}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import Measured, arguments, compare, in_process, product_of_tiles, show, write
+from benchmarks.measure import Measured, arguments, compare, in_process, one_or_more, product_of_tiles, show, write
 from ccr_lightning.functional.contrastive import one_to_k_contrastive_loss
 
 WIDTH, LANGUAGES, SCALE = 256, 10, 1 / 0.07
@@ -94,7 +94,7 @@ def compared(batch: int, losses: Mapping[str, Loss], rounds: int) -> tuple[dict[
 def main() -> None:
     """Compare, print a table for each size, write JSON."""
     parser = arguments(__doc__, "loss")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1024])
+    parser.add_argument("--batches", type=one_or_more, nargs="+", default=[1024])
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     args = parser.parse_args()
     torch.set_num_threads(1)

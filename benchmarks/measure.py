@@ -32,9 +32,20 @@ class Measured(NamedTuple):
 def arguments(doc: str | None, name: str, rounds: int = 5) -> argparse.ArgumentParser:
     """Return a parser of what all comparisons have: rounds, and where the JSON goes."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("-o", "--output", type=Path, default=Path(f"runs/benchmarks/{name}.json"))
+    parser.add_argument("--rounds", type=one_or_more, default=rounds, help="repetitions, of which medians are taken")
+    parser.add_argument("-o", "--output", type=Path, default=Path(f"runs/benchmarks/{name}.json"), help="the JSON file")
     return parser
+
+
+def one_or_more(text: str) -> int:
+    """Return the number that an option's text is.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not 1 or more.
+    """
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
 
 
 def product_of_tiles(rows: Tensor, columns: Tensor, tile: tuple[int, int]) -> None:

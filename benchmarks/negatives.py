@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import Measured, arguments, compare, in_process, show, write
+from benchmarks.measure import Measured, arguments, compare, in_process, one_or_more, show, write
 from ccr_lightning.functional.matching import draw_matching
 
 WIDTH, LANGUAGES, SCALE = 256, 6, 1 / 0.07
@@ -55,7 +55,7 @@ def compared(batch: int, rounds: int) -> dict[str, Measured]:
 def main() -> None:
     """Compare, print a table for each size, write JSON."""
     parser = arguments(__doc__, "negatives", rounds=7)
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 1024])
+    parser.add_argument("--batches", type=one_or_more, nargs="+", default=[32, 128, 1024])
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}

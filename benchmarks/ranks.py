@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import Measured, arguments, compare, in_process, product_of_tiles, show, write
+from benchmarks.measure import Measured, arguments, compare, in_process, one_or_more, product_of_tiles, show, write
 from ccr_lightning.functional.consistency import mean_rank_variance
 from ccr_lightning.functional.ranks import mutual_rank_counts
 from ccr_lightning.functional.retrieval import recall_at_k
@@ -117,8 +117,8 @@ def compared(images: int, *, trained: bool, others: Sequence[str], rounds: int) 
 def main() -> None:
     """Compare, print a table for each size, write JSON."""
     parser = arguments(__doc__, "ranks")
-    parser.add_argument("--images", type=int, nargs="+", default=[5000])
-    parser.add_argument("--largest", type=int, default=5000, help="number of images up to which other ways are tried")
+    parser.add_argument("--images", type=one_or_more, nargs="+", default=[5000])
+    parser.add_argument("--largest", type=one_or_more, default=5000, help="up to how many other ways are tried")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.measure import one_or_more
 from ccr_lightning.evaluation.rerank import rerank
 from ccr_lightning.functional.galleries import Direction, Embeddings, ranks_by_language
 from ccr_lightning.functional.ranks import RankCounts
@@ -199,11 +200,13 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 def main() -> None:
     """Compare, and print the ratio and the share of the arithmetic floor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=150)
-    parser.add_argument("--depth", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--queries", type=int, default=4, help="of each direction and language, in the usual way")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=one_or_more, default=150)
+    parser.add_argument("--depth", type=one_or_more, default=128)
+    parser.add_argument("--layers", type=one_or_more, default=4)
+    parser.add_argument(
+        "--queries", type=one_or_more, default=4, help="of each direction and language, in the usual way"
+    )
+    parser.add_argument("--repeats", type=one_or_more, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     split, model = Split(args.images), retriever(args.layers)

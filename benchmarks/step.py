@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import negatives
 from benchmarks.loss import with_labels
-from benchmarks.measure import arguments, compare, in_process, show, write
+from benchmarks.measure import arguments, compare, in_process, one_or_more, show, write
 from ccr_lightning.functional.masking import mask_tokens
 from ccr_lightning.functional.matching import draw_matching
 from ccr_lightning.models.fusion import FusionEncoder
@@ -258,7 +258,7 @@ def main() -> None:
     """Compare, print the tables, write JSON."""
     parser = arguments(__doc__, "step", rounds=3)
     for name, default in Sizes()._asdict().items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=one_or_more, default=default)
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -3,7 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ def _draw(folder: Path, number: int, size: int) -> str:
 
 def _caption(language: str, number: int) -> str:
     return PATTERNS[language].format(COLOURS[language][number % 10], SHAPES[language][number % 3], number)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the commands would remove at the end of their process goes with pytest's folders: its workers just stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("t"))
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)

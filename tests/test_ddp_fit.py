@@ -93,7 +93,10 @@ RetrievalModule.training_step = fail
 main.SECONDS_FOR_THE_FIRST = {seconds}
 sys.exit(main.main())
 """
-ELSEWHERE = "error: another process of this run stopped; it said why, unless it was killed: mend that and start again."
+ELSEWHERE = (
+    "error: another process of this run stopped; it said why, unless it was killed: "
+    "mend that and go on with --resume auto."
+)
 
 
 @pytest.mark.parametrize(("ranks", "more"), [([0, 1], []), ([0], []), ([1], [ELSEWHERE])])

@@ -15,7 +15,10 @@ from ccr_lightning.cli.main import main
 
 pytestmark = pytest.mark.ddp
 
-ELSEWHERE = "error: another process of this run stopped; it said why, unless it was killed: mend that and start again."
+ELSEWHERE = (
+    "error: another process of this run stopped; it said why, unless it was killed: "
+    "mend that and go on with --resume auto."
+)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 DIES_ONCE = """
@@ -136,7 +139,7 @@ def test_two_nodes_do_what_one_does(exact_config, one_node, tmp_path, monkeypatc
     assert [status for status, *_ in nodes] == [0, 0]
     (_, output, _), (_, silence, _) = nodes
     assert output.count("written to") == output.count("training 0.2 M parameters for 4 steps on 2 x cpu") == 1
-    assert silence == ""
+    assert silence == "node 1 of 2 waits for the others, 2 processes in all\n"
     for *_, errors in nodes:  # of torchrun's agents the one that ends last may complain that the other has gone
         assert (said(errors) if start is by_torchrun else errors.splitlines()) == []
     assert_same_run(one_node, tmp_path / "two")
@@ -169,6 +172,16 @@ def test_nodes_that_do_not_share_the_runs(exact_config, tmp_path):
     assert [status for status, *_ in nodes] == [1, 1]
     lost = "error: runs/apart: this node does not see what the first one wrote there; give a --runs_dir that all share."
     assert [said(errors) for *_, errors in nodes] == [[ELSEWHERE], [lost]]
+
+
+def test_nodes_with_different_settings(exact_config, tmp_path):
+    first, (command, variables) = by_hand(["ccr"], fit(exact_config, tmp_path, "apart"))
+    nodes = results_of([first, ([*command, "--data.batch_size", "2"], variables)], tmp_path)
+    assert [status for status, *_ in nodes] == [1, 1]
+    differs = (
+        "error: data.batch_size is 4 on the first node and 2 on this node: start all nodes with the same settings."
+    )
+    assert [said(errors) for *_, errors in nodes] == [[ELSEWHERE], [differs]]
 
 
 def test_an_error_that_all_find_is_said_by_the_first(exact_config, tmp_path):

@@ -233,4 +233,4 @@ def test_the_older_sharding_is_refused(exact_config, tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["ccr"])
     arguments = ["--config", str(exact_config), "--runs_dir", str(tmp_path), "--trainer.strategy", "fsdp"]
     assert main(["fit", *arguments]) == 1
-    assert "trainer.strategy is fsdp: give fsdp2." in capsys.readouterr().err
+    assert "trainer.strategy is fsdp, torch's older way: give fsdp2." in capsys.readouterr().err

@@ -36,7 +36,7 @@ _SETTINGS = """\
 settings (in the config file, or on the command line, which wins):
   --data.batch_size 128                any setting of the data, the model or the trainer by its dotted name
   --model.objective english_pivot
-  --trainer.max_epochs 5  --trainer.devices 2  --trainer.strategy ddp
+  --trainer.max_epochs 5  --trainer.devices 2  --trainer.strategy ddp     (or fsdp2, which shards the parameters)
   --print_config                       print the whole configuration with all defaults, and stop
   --help_all                           list every setting with its explanation (takes some seconds)
 """

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,8 +23,9 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ccr_lightning.cli.arguments import given_configs
-from ccr_lightning.cli.messages import explain_parse_error, own_cause
+from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
+from ccr_lightning.cli.processes import first_difference
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError
@@ -135,7 +137,7 @@ class TrainingCLI(LightningCLI):
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         _check_numbers(config)
         if config.get("strategy") in ("fsdp", "fsdp_cpu_offload"):
-            raise CCRError(f"trainer.strategy is {config['strategy']}: give fsdp2.")
+            raise CCRError(f"trainer.strategy is {config['strategy']}, torch's older way: give fsdp2.")
         if config.get("strategy") == "fsdp2":
             config["strategy"] = FullyShardedStrategy()
         config["default_root_dir"] = str(self.folder.path)
@@ -165,6 +167,12 @@ class TrainingCLI(LightningCLI):
         except (MisconfigurationException, TypeError, ValueError) as error:  # for example, there is no such device
             raise CCRError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
         _check_nodes(trainer)
+        if trainer.num_nodes > 1 and trainer.local_rank == 0:
+            print(
+                f"node {trainer.node_rank} of {trainer.num_nodes} waits for the others, {trainer.world_size} processes "
+                "in all",
+                flush=True,
+            )
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -172,8 +180,9 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except RuntimeError as error:  # for example, a collective that another process has left
             if self.trainer.world_size > 1 and (lost_another_process(error) or self._another_process_failed()):
+                again = "go on with --resume auto" if subcommand == "fit" else "start again"
                 raise CCRError(
-                    "another process of this run stopped; it said why, unless it was killed: mend that and start again."
+                    f"another process of this run stopped; it said why, unless it was killed: mend that and {again}."
                 ) from error
             raise
 
@@ -199,6 +208,8 @@ class TrainingCLI(LightningCLI):
         if self.resume_from is None and (start := self.config[self.subcommand].init_from):
             _start_from(model, start)
         self.folder.create()
+        if self.trainer.limit_val_batches != 0 and (part := self._part("val")) and not self._is_trial:
+            _say(f"{part}: neither is the choice of the best checkpoint")
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
             self._test_what_was_trained()
@@ -294,20 +305,19 @@ class TrainingCLI(LightningCLI):
 
     def _begin_run(self) -> None:
         """Writes the configuration; a node that does not see it would not see the checkpoints either."""
-        self._save_config()
+        settings = self.config[self.subcommand].clone()
+        settings.pop("config", None)
+        text = self._parser(self.subcommand).dump(settings, skip_unset=False, skip_validation=True)
+        if self.trainer.is_global_zero:
+            write_config(self.folder.config, text)
         self.trainer.strategy.barrier()
         if not self.folder.config.is_file():
             raise CCRError(
                 f"{self.folder.path}: this node does not see what the first one wrote there; give a --runs_dir that "
                 "all share."
             )
-
-    @rank_zero_only
-    def _save_config(self) -> None:
-        settings = self.config[self.subcommand].clone()
-        settings.pop("config", None)
-        text = self._parser(self.subcommand).dump(settings, skip_unset=False, skip_validation=True)
-        write_config(self.folder.config, text)
+        if differs := first_difference(load_config(str(self.folder.config)), yaml.safe_load(text)):
+            raise CCRError(f"{differs} on this node: start all nodes with the same settings.")
 
 
 def run(args: list[str]) -> int:

@@ -35,7 +35,8 @@ class EpochSummary(Callback):
             parameters = sum(parameter.numel() for parameter in pl_module.parameters())
             print(
                 f"training {parameters / 1e6:.1f} M parameters for {trainer.estimated_stepping_batches:.0f} steps "
-                f"on {trainer.world_size} x {trainer.strategy.root_device.type}",
+                f"on {trainer.world_size} x {trainer.strategy.root_device.type}"
+                f"{'; compiling makes the first ones slow' if getattr(pl_module, 'is_compiled', False) else ''}",
                 flush=True,
             )
 

@@ -26,8 +26,9 @@ from benchmarks.loss import with_labels
 from benchmarks.measure import arguments, compare, in_process, one_or_more, show, write
 from ccr_lightning.functional.masking import mask_tokens
 from ccr_lightning.functional.matching import draw_matching
+from ccr_lightning.models.dual_encoder import Encoded
 from ccr_lightning.models.fusion import FusionEncoder
-from ccr_lightning.models.retriever import Encoded, Retriever
+from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
 from ccr_lightning.training.compiling import compile_parts

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.contrastive import english_pivot_contrastive_loss, one_to_k_contrastive_loss
+from ccr_lightning.functional.sigmoid import one_to_k_sigmoid_loss
 
-Objective = Literal["one_to_k", "one_to_one", "english_pivot"]
+Objective = Literal["one_to_k", "one_to_k_sigmoid", "one_to_one", "english_pivot"]
 
 
 class ContrastiveLoss(nn.Module):
@@ -23,9 +24,10 @@ class ContrastiveLoss(nn.Module):
     itself.
 
     Args:
-        objective: ``one_to_k``, the paper's 1-to-K loss; or one that it is compared with: ``one_to_one``, CLIP's loss
-            between images and one text each (draw it with ``draw_one_caption`` before encoding), or ``english_pivot``,
-            CLIP's loss between images and texts of a pivot language and between these and the texts of the others.
+        objective: ``one_to_k``, the paper's 1-to-K loss; ``one_to_k_sigmoid``, SigLIP's loss in that form; or one that
+            the paper compares with: ``one_to_one``, CLIP's loss between images and one text each (draw it with
+            ``draw_one_caption`` before encoding), or ``english_pivot``, CLIP's loss between images and texts of a pivot
+            language and between these and the texts of the others.
         text_to_image_weight: Weight of the direction text→image in ``one_to_k``; 1/K is that of the authors' code.
         pivot_language: Language of the pivot in ``english_pivot``.
 
@@ -66,6 +68,7 @@ class ContrastiveLoss(nn.Module):
         image_embeds: Tensor,
         text_embeds: Tensor,
         logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
         *,
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
@@ -79,6 +82,7 @@ class ContrastiveLoss(nn.Module):
             image_embeds: (B, D), L2-normalised.
             text_embeds: (B, K, D), L2-normalised; K = 1 for ``one_to_one``.
             logit_scale: One number, the inverse of the temperature.
+            logit_bias: One number, which only ``one_to_k_sigmoid`` needs.
             caption_mask: (B, K) bool, False where an image has no caption in a language; by default all are there.
             image_ids: (B,), equal for rows that show the same image, on whatever device; by default all differ.
             languages: The K languages, in the order of the K axis; needed by ``english_pivot``.
@@ -103,7 +107,19 @@ class ContrastiveLoss(nn.Module):
         text_embeds = distributed.gather_with_grad(text_embeds)
         caption_mask = None if caption_mask is None else distributed.gather(caption_mask)
         image_ids = None if image_ids is None else distributed.gather(image_ids)
-        if pivot is None:
+        if self.objective == "one_to_k_sigmoid":
+            if logit_bias is None:
+                raise CCRError("the contrastive objective 'one_to_k_sigmoid' needs a logit_bias: pass one.")
+            share = one_to_k_sigmoid_loss(
+                image_embeds,
+                text_embeds,
+                logit_scale,
+                logit_bias,
+                caption_mask=caption_mask,
+                image_ids=image_ids,
+                anchors=anchors,
+            )
+        elif pivot is None:
             share = one_to_k_contrastive_loss(
                 image_embeds,
                 text_embeds,

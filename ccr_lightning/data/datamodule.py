@@ -188,7 +188,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         transform = self.transform.evaluation_settings
         return {
             "data": {"images": len(store), "sha256": store.content_sha256(self.languages)},
-            "tokenizer": {"max_tokens": tokenizer.max_tokens, "sha256": settings_sha256(tokenizer.to_dict())},
+            "tokenizer": {"max_tokens": tokenizer.max_tokens, "sha256": settings_sha256(tokenizer.identity)},
             "transform": {**transform, "sha256": settings_sha256(transform)},
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class CaptionTokenizer:
         name_or_path: A folder written by transformers, or a name on the Hugging Face hub.
         vocab_size: Size of the trained vocabulary; ignored with ``name_or_path``. Few captions may fill less of it.
         max_tokens: Longer captions are cut to this many tokens, ``<s>`` and ``</s>`` included.
+        pads_to_max: Whether all captions are padded to ``max_tokens``, which some models (SigLIP) were trained with,
+            instead of to the longest of a batch. Padding is on the side that a loaded tokeniser says, else at the end.
 
     Raises:
         CCRError: There is no such tokeniser, or it lacks what is asked of it.
@@ -47,11 +50,18 @@ class CaptionTokenizer:
         ([0, 23, 2], 3)
     """
 
-    def __init__(self, name_or_path: str | None = None, vocab_size: int = 6000, max_tokens: int = 40) -> None:
+    def __init__(
+        self,
+        name_or_path: str | None = None,
+        vocab_size: int = 6000,
+        max_tokens: int = 40,
+        pads_to_max: bool = False,
+    ) -> None:
         if max_tokens < 3:
             raise CCRError(f"CaptionTokenizer got max_tokens {max_tokens}; two go to <s> and </s>, so give 3 or more.")
         self.name_or_path = name_or_path
         self.max_tokens = max_tokens
+        self.pads_to_max = pads_to_max
         self._vocab_size = vocab_size
         self._loaded: Any = None
         self._remembered: dict[str, list[int]] = {}
@@ -125,10 +135,11 @@ class CaptionTokenizer:
         self._remembered = {}
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the token ids ``(N, L)`` int64 of texts, padded to the longest, and their mask ``(N, L)`` bool."""
+        """Return the token ids ``(N, L)`` int64 of texts, padded, and their mask ``(N, L)`` bool."""
         rows = self._ids(texts)
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        mask = np.arange(max(map(len, rows), default=0)) < lengths[:, None]
+        places = np.arange(self.max_tokens if self.pads_to_max else max(map(len, rows), default=0))
+        mask = (places[::-1] if self._pads_at_start else places) < lengths[:, None]
         input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
         input_ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
         return torch.from_numpy(input_ids), torch.from_numpy(mask)
@@ -139,6 +150,7 @@ class CaptionTokenizer:
             "name_or_path": self.name_or_path,
             "vocab_size": self._vocab_size,
             "max_tokens": self.max_tokens,
+            "pads_to_max": self.pads_to_max,
         }
         if self.is_ready and self._tokenizer.is_fast:
             backend = self._tokenizer.backend_tokenizer
@@ -146,7 +158,27 @@ class CaptionTokenizer:
             state["tokenizer"] = backend.to_str()
             tokens = self._tokenizer.special_tokens_map
             state["roles"] = {role: str(tokens[role]) for role in _ROLES if role in tokens}
+            state["padding_side"] = self._tokenizer.padding_side
         return state
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the token ids of a caption, as plain types, wherever the tokeniser lies."""
+        state = self.to_dict()
+        own = ("tokenizer", "roles", "max_tokens", "pads_to_max", "padding_side")
+        return {key: state[key] for key in own} if "tokenizer" in state else state
+
+    def save(self, folder: str | Path) -> list[str]:
+        """Save the files that ``name_or_path`` loads, and return their names.
+
+        Raises:
+            CCRError: They cannot be written, or the tokeniser is not trained yet.
+        """
+        try:
+            paths = self._tokenizer.save_pretrained(str(folder))
+        except OSError as error:
+            raise CCRError(f"{folder}: the tokeniser could not be written ({error}); choose another place.") from error
+        return sorted({Path(path).name for path in paths if Path(path).is_file()})
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> CaptionTokenizer:
@@ -158,9 +190,12 @@ class CaptionTokenizer:
         from tokenizers import Tokenizer
 
         try:
-            tokenizer = cls(state["name_or_path"], state["vocab_size"], state["max_tokens"])
+            settings = ("name_or_path", "vocab_size", "max_tokens", "pads_to_max")
+            tokenizer = cls(**{key: state[key] for key in settings})
             if "tokenizer" in state:
-                tokenizer._loaded = _wrap(Tokenizer.from_str(state["tokenizer"]), state["roles"])
+                tokenizer._loaded = _wrap(
+                    Tokenizer.from_str(state["tokenizer"]), state["roles"], padding_side=state["padding_side"]
+                )
         except CCRError:
             raise
         except Exception as error:
@@ -174,6 +209,10 @@ class CaptionTokenizer:
                 raise CCRError("the tokeniser is not trained yet; train it, load a checkpoint, or give name_or_path.")
             self._loaded = _from_pretrained(self.name_or_path)
         return self._loaded
+
+    @property
+    def _pads_at_start(self) -> bool:
+        return bool(self._tokenizer.padding_side == "left")
 
     def _special_id(self, name: str) -> int:
         token_id: int | None = getattr(self._tokenizer, f"{name}_token_id")
@@ -204,10 +243,10 @@ class CaptionTokenizer:
         return [known[text] for text in texts]
 
 
-def _wrap(tokenizer: Any, roles: dict[str, str]) -> Any:
+def _wrap(tokenizer: Any, roles: dict[str, str], padding_side: str = "right") -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=padding_side, **roles)
 
 
 def _from_pretrained(name_or_path: str) -> Any:
@@ -215,6 +254,9 @@ def _from_pretrained(name_or_path: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
+    except ImportError as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise CCRError(f"the tokeniser {name_or_path!r} cannot be loaded: {reason}; install it.") from error
     except Exception as error:
         raise CCRError(
             f"the tokeniser {name_or_path!r} cannot be loaded; give the path of a folder with its files, "

@@ -81,6 +81,18 @@ class ImageTransform:
         return self.crop_scale == (1.0, 1.0) and not self.horizontal_flip and self._rand_augment is None
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments that make such a transform anew."""
+        return {
+            "image_size": self.image_size,
+            "crop_scale": list(self.crop_scale),
+            "horizontal_flip": self.horizontal_flip,
+            "rand_augment": self._rand_augment is not None,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    @property
     def evaluation_settings(self) -> dict[str, Any]:
         """What decides the pixels of :meth:`evaluate` and :meth:`normalize`."""
         return {"image_size": self.image_size, "resize": "bicubic, to a square", "mean": self.mean, "std": self.std}
@@ -93,16 +105,25 @@ class ImageTransform:
         with antialias), which differs from Pillow by 1 of 255 in some pixels.
         """
         rng = random.Random(seed)
+        return self._varied(_resize(self._cropped(picture, self.image_size, rng), self.image_size), rng)
+
+    def _cropped(self, picture: EncodedPicture, size: int | None, rng: random.Random) -> Pixels:
+        """A random crop, if it is to be resized to ``size`` decoded at a size that suffices."""
         width, height = picture.size
         left, top, right, bottom = box = 0, 0, width, height
         if self.crop_scale != (1.0, 1.0):
             left, top, right, bottom = box = _crop_box(width, height, self.crop_scale, rng)
-        size = self.image_size
-        pixels = picture.pixels((math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))))
+        at_least = None
+        if size is not None:
+            at_least = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
+        pixels = picture.pixels(at_least)
         if box != (0, 0, width, height):
             x, y = pixels.shape[1] / width, pixels.shape[0] / height
             pixels = pixels[round(top * y) : round(bottom * y), round(left * x) : round(right * x)]
-        pixels = _resize(pixels, size)
+        return pixels
+
+    def _varied(self, pixels: Pixels, rng: random.Random) -> Pixels:
+        """The pixels mirrored and recoloured, if that is asked for."""
         if self.horizontal_flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         if self._rand_augment is not None:

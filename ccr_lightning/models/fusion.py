@@ -29,6 +29,7 @@ class FusionEncoder(nn.Module):
     Attributes:
         width: ``hidden_size``.
         image_width: Width of the image states.
+        settings: Arguments that make such an encoder anew.
 
     Raises:
         CCRError: If ``heads`` does not divide ``hidden_size``, or a setting is out of range.
@@ -54,6 +55,14 @@ class FusionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(layers=layers, image_width=image_width)
+        self.settings: dict[str, int | float] = {
+            "hidden_size": hidden_size,
+            "layers": layers,
+            "heads": heads,
+            "feed_forward_size": feed_forward_size,
+            "image_width": image_width,
+            "dropout": dropout,
+        }
         self.width = hidden_size
         self.image_width = image_width
         self.layers = nn.ModuleList(

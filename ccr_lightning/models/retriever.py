@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.models.dual_encoder import MAX_TEMPERATURE, MIN_TEMPERATURE, DualEncoder, Encoded, normalised
 from ccr_lightning.models.fusion import FusionEncoder, MaskedLMHead, MatchingHead
+from ccr_lightning.models.mismatch import mismatch
+from ccr_lightning.models.pretrained import (
+    check_retriever_config,
+    find_pretrained,
+    read_config,
+    read_weights,
+    write_pretrained,
+)
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.transformer import check_sizes, init_parameters
 from ccr_lightning.models.vision import ImageEncoder
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
-
-class Encoded(NamedTuple):
-    """Images or captions, as embeddings and as token states."""
-
-    embeds: Tensor  # (..., D), L2-normalised, at least float32
-    states: Tensor  # (..., tokens, width of the encoder)
-
-
-def _normalised(projected: Tensor) -> Tensor:
-    return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
-
-
-class Retriever(nn.Module):
+class Retriever(DualEncoder):
     """Embeds images and captions in one space and, with fusion, scores how well a caption matches an image.
 
     The model of "1-to-K contrastive learning" (Nie et al., KDD 2024): at its sizes 522 million parameters, not counting
@@ -43,13 +39,11 @@ class Retriever(nn.Module):
         embed_dim: Width D of the embeddings.
         temperature: The contrastive loss' at the start, in [0.001, 0.5]; it is learned.
 
-    Attributes:
-        log_logit_scale: The stored parameter, (1,), the logarithm of 1 / temperature; nothing shards a scalar.
-
     Raises:
         CCRError: If the encoders' widths are not those that ``fusion`` expects, or a setting is out of range.
 
     Example:
+        >>> import torch
         >>> retriever = Retriever(
         ...     ImageEncoder("test_convnext", image_size=64),
         ...     TextEncoder(vocab_size=50, hidden_size=8, heads=2, feed_forward_size=32),
@@ -74,7 +68,7 @@ class Retriever(nn.Module):
         embed_dim: int = 256,
         temperature: float = 0.07,
     ) -> None:
-        super().__init__()
+        super().__init__(log_logit_scale=-math.log(temperature) if temperature > 0 else math.nan)
         if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
             raise CCRError(
                 f"temperature={temperature} is out of range: choose from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}."
@@ -92,31 +86,101 @@ class Retriever(nn.Module):
         self.text_projection = nn.Linear(width, embed_dim)
         for projection in (self.image_projection, self.text_projection):
             init_parameters(projection, projection.in_features)
-        self.log_logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
         self.fusion = fusion
         if fusion is not None:
             self.matching_head = MatchingHead(width)
             self.masked_lm_head = MaskedLMHead(width, text_encoder.vocab_size)
 
     @property
-    def logit_scale(self) -> Tensor:
-        """1 / temperature, a scalar that the loss differentiates."""
-        return self.log_logit_scale.exp().squeeze()
+    def settings(self) -> dict[str, Any]:
+        """What :meth:`from_settings` makes such a retriever of: plain types, and nothing of its weights."""
+        return {
+            "image_encoder": self.image_encoder.settings,
+            "text_encoder": self.text_encoder.settings,
+            "fusion": None if self.fusion is None else self.fusion.settings,
+            "embed_dim": self.image_projection.out_features,
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Retriever:
+        """Makes a retriever with random weights.
+
+        Args:
+            settings: The arguments of ``image_encoder``, ``text_encoder`` and ``fusion`` (or None); ``embed_dim``.
+
+        Raises:
+            CCRError: They do not fit together, or one is out of range.
+        """
+        fusion = settings["fusion"]
+        return cls(
+            ImageEncoder(**settings["image_encoder"]),
+            TextEncoder(**settings["text_encoder"]),
+            None if fusion is None else FusionEncoder(**fusion),
+            settings["embed_dim"],
+        )
+
+    def save_pretrained(self, folder: str | Path, results: Mapping[str, Any] | None = None) -> None:
+        """Saves the retriever with its tokeniser and transform, for :meth:`from_pretrained`, and with a card.
+
+        Args:
+            folder: Made if need be; a retriever that is there is replaced. It holds ``model.safetensors``,
+                ``config.json`` with a sha256 of each file, the files of the tokeniser and ``README.md``.
+            results: The document of a test of it, as in ``results.json``, for the card.
+
+        Raises:
+            CCRError: If the tokeniser or the transform is not known, or a file cannot be written.
+        """
+        if self.tokenizer is None or self.transform is None:
+            raise CCRError(
+                "this retriever does not know what prepares its inputs: set its tokenizer and transform, then save it."
+            )
+        write_pretrained(Path(folder), self.settings, self.state_dict(), self.tokenizer, self.transform, results)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> Retriever:
+        """Loads what :meth:`save_pretrained` saved: the same numbers, in evaluation mode.
+
+        Args:
+            name_or_path: The folder, or a name on the Hugging Face hub.
+
+        Raises:
+            CCRError: If there is none, a file is not as it was saved, or weights are missing, too many or of another
+                size.
+        """
+        from ccr_lightning.data.tokenizer import CaptionTokenizer
+        from ccr_lightning.data.transforms import ImageTransform
+
+        folder = find_pretrained(name_or_path)
+        config = read_config(folder)
+        check_retriever_config(folder, config)
+        try:
+            retriever = cls.from_settings(config["retriever"])
+            retriever.tokenizer = CaptionTokenizer(str(folder), **config["tokenizer"])
+            retriever.transform = ImageTransform(**config["transform"])
+        except (KeyError, TypeError) as error:
+            raise CCRError(
+                f"{folder}: config.json has settings that no retriever has ({error}); save it again."
+            ) from error
+        weights = read_weights(folder)
+        if differs := mismatch(retriever.state_dict(), weights):
+            raise CCRError(f"{folder}: the weights are not those of config.json: {differs}.")
+        retriever.load_state_dict(weights)
+        return retriever.eval()
 
     @property
-    def temperature(self) -> Tensor:
-        """The current temperature, a scalar without gradient."""
-        return self.log_logit_scale.detach().neg().exp().squeeze()
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.text_encoder.vocab_size
 
-    @torch.no_grad()
-    def clamp_temperature_(self) -> None:
-        """Puts the temperature back into [0.001, 0.5], for use after each optimiser step."""
-        self.log_logit_scale.clamp_(-math.log(MAX_TEMPERATURE), -math.log(MIN_TEMPERATURE))
+    @property
+    def max_positions(self) -> int:
+        """Most tokens of a caption."""
+        return self.text_encoder.max_positions
 
     def encode_image(self, images: Tensor) -> Encoded:
         """Encodes normalised images (B, 3, H, W) to embeddings (B, D) and states (B, 1 + P, width)."""
         states = self.image_encoder(images)
-        return Encoded(_normalised(self.image_projection(states[:, 0])), states)
+        return Encoded(normalised(self.image_projection(states[:, 0])), states)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, most_tokens: int | None = None) -> Encoded:
         """Encodes captions, (N, L) or one per language, (B, K, L).
@@ -134,7 +198,7 @@ class Retriever(nn.Module):
             CCRError: If the captions are longer than the text encoder's ``max_positions``, or the mask does not fit.
         """
         states = self.text_encoder(input_ids.flatten(0, -2), attention_mask.flatten(0, -2), most_tokens)
-        embeds = _normalised(self.text_projection(states[:, 0]))
+        embeds = normalised(self.text_projection(states[:, 0]))
         return Encoded(
             embeds.view(*input_ids.shape[:-1], embeds.shape[-1]), states.view(*input_ids.shape, states.shape[-1])
         )
@@ -188,10 +252,14 @@ class Retriever(nn.Module):
             return set()
         return {name for name, _ in self.named_parameters() if not name.startswith("image_encoder.backbone.")}
 
-    def layers(self) -> list[nn.Module]:
-        """The layers of all encoders, each of which is only used by calling it in training."""
+    def towers(self) -> list[list[nn.Module]]:
+        """The layers of each encoder, each of which is only used by calling it in training."""
         fusion = () if self.fusion is None else self.fusion.layers
-        return [*self.image_encoder.blocks, *self.text_encoder.layers, *fusion]
+        return [self.image_encoder.blocks, list(self.text_encoder.layers), list(fusion)]
+
+    def projections(self) -> list[nn.Module]:
+        """What makes embeddings of the encoders' first states."""
+        return [self.image_projection, self.text_projection]
 
     def _need_fusion(self) -> FusionEncoder:
         if self.fusion is None:

@@ -28,6 +28,7 @@ class TextEncoder(nn.Module):
         width: ``hidden_size``.
         vocab_size: Number of token ids.
         max_positions: Most tokens of a caption.
+        settings: Arguments that make such an encoder anew.
 
     Raises:
         CCRError: If ``heads`` does not divide ``hidden_size``, or a setting is out of range.
@@ -54,6 +55,15 @@ class TextEncoder(nn.Module):
         check_dropout(dropout)
         if layers < 0:
             raise CCRError(f"layers={layers} is out of range: choose 0 or more.")
+        self.settings: dict[str, int | float] = {
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "layers": layers,
+            "heads": heads,
+            "feed_forward_size": feed_forward_size,
+            "max_positions": max_positions,
+            "dropout": dropout,
+        }
         self.width = hidden_size
         self.vocab_size = vocab_size
         self.max_positions = max_positions

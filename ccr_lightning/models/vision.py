@@ -65,6 +65,7 @@ class ImageEncoder(nn.Module):
         width: Width C of the states.
         image_size: Height and width of the images.
         pretrained: Whether the weights come from a file or the hub.
+        settings: Arguments that make such an encoder anew, with random weights.
 
     Raises:
         CCRError: If timm knows no such model or cannot build it like this, or if the weights are missing or others.
@@ -96,6 +97,12 @@ class ImageEncoder(nn.Module):
             args["pretrained_cfg_overlay"] = _weights_overlay(pretrained_file, config.classifier or ())
         self.image_size = image_size
         self.pretrained = pretrained or pretrained_file is not None
+        self.settings: dict[str, Any] = {
+            "name": name,
+            "image_size": image_size,
+            "drop_path_rate": drop_path_rate,
+            "model_args": model_args,
+        }
         args |= model_args or {}
         try:
             backbone: Any = timm.create_model(name, pretrained=self.pretrained, **args)

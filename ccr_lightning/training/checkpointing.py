@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
+from ccr_lightning.models.mismatch import mismatch
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -95,20 +96,9 @@ def explain_mismatch(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) ->
         >>> print(explain_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3)}))  # doctest: +ELLIPSIS
         the checkpoint is of another architecture: 1 of 1 tensors differ, first 'a' (2,) in the model and (3,) in ...
     """
-    names = list(dict.fromkeys([*model, *checkpoint]))
-
-    def size(tensors: Mapping[str, Any], name: str) -> str:
-        return str(tuple(tensors[name].shape)) if name in tensors else "missing"
-
-    different = [name for name in names if size(model, name) != size(checkpoint, name)]
-    if not different:
+    if (differs := mismatch(model, checkpoint, "checkpoint")) is None:
         return None
-    first = different[0]
-    return (
-        f"the checkpoint is of another architecture: {len(different)} of {len(names)} tensors differ, first {first!r} "
-        f"{size(model, first)} in the model and {size(checkpoint, first)} in the checkpoint; "
-        "use the config.yaml of the run that made it."
-    )
+    return f"the checkpoint is of another architecture: {differs}; use the config.yaml of the run that made it."
 
 
 def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> str | None:

@@ -14,7 +14,8 @@ from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.functional.masking import IGNORED, mask_tokens, masked_lm_loss, most_masked
 from ccr_lightning.functional.matching import MatchingDraw, matching_loss
 from ccr_lightning.functional.places import true_places
-from ccr_lightning.models.retriever import Encoded, Retriever
+from ccr_lightning.models.dual_encoder import Encoded
+from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.training.chunks import in_chunks
 from ccr_lightning.types import Batch
 

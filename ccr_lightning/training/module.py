@@ -23,7 +23,7 @@ from ccr_lightning.functional.galleries import Direction, Embeddings, Share
 from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import RetrievalEmbeddings
-from ccr_lightning.models.retriever import Encoded, Retriever
+from ccr_lightning.models.dual_encoder import DualEncoder, Encoded
 from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
 from ccr_lightning.training.checks import check_galleries, check_mrv_languages, check_pivot, check_tokenizer
 from ccr_lightning.training.chunks import check_chunks, in_chunks
@@ -39,16 +39,17 @@ _DEFAULT_PROTOCOL = EvaluationProtocol()
 
 
 class RetrievalModule(LightningModule):
-    """Trains and tests a :class:`~ccr_lightning.models.retriever.Retriever` (Nie et al., KDD 2024).
+    """Trains and tests a dual encoder, with or without fusion (Nie et al., KDD 2024).
 
     The training loss is the weighted sum of contrastive, matching and masked-LM loss; a weight of 0 switches a loss off
     and saves its cost. Under ddp the gradient is that of one process with the whole batch, but for BatchNorm, whose
     statistics are each device's, and for matching, which draws its negatives on each device, as in the paper.
 
     Args:
-        retriever: The model.
-        objective: ``one_to_k`` (the paper's), or what it is compared with: ``one_to_one`` (one random language per
-            image and step) or ``english_pivot`` (image-pivot and pivot-other).
+        retriever: The model: a :class:`~ccr_lightning.models.retriever.Retriever`, or another dual encoder.
+        objective: ``one_to_k`` (the paper's), ``one_to_k_sigmoid`` (for models with a ``logit_bias``, such as SigLIP),
+            or what the paper compares with: ``one_to_one`` (one random language per image and step) or
+            ``english_pivot`` (image-pivot and pivot-other).
         text_to_image_weight: Weight of text→image in ``one_to_k``; 1/K is that of the authors' code.
         pivot_language: The pivot of ``english_pivot``.
         contrastive_weight: Weight of the contrastive loss.
@@ -81,7 +82,7 @@ class RetrievalModule(LightningModule):
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: DualEncoder,
         objective: Objective = "one_to_k",
         text_to_image_weight: float = 1.0,
         pivot_language: str = "en",
@@ -114,6 +115,10 @@ class RetrievalModule(LightningModule):
         if not (contrastive_weight or matching_weight or masked_lm_weight):
             raise CCRError(
                 "contrastive_weight, matching_weight and masked_lm_weight are all 0, which leaves no loss: set one."
+            )
+        if objective == "one_to_k_sigmoid" and retriever.logit_bias is None:
+            raise CCRError(
+                "objective one_to_k_sigmoid needs a model with a logit_bias, such as SigLIP: choose objective one_to_k."
             )
         check_chunks(chunk_size, retriever)
         if chunk_size is not None and is_compiled:
@@ -213,6 +218,7 @@ class RetrievalModule(LightningModule):
                 images.embeds,
                 texts.embeds,
                 self.retriever.logit_scale,
+                self.retriever.logit_bias,
                 caption_mask=batch.caption_mask,
                 image_ids=batch.image_ids,
                 languages=batch.languages,

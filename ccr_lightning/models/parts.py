@@ -1,0 +1,46 @@
+"""Parts of models that others wrote: which of them their embeddings depend on, and their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def unreached(module: nn.Module, outputs: Sequence[Tensor]) -> list[str]:
+    """Returns the names of the parameters that outputs do not depend on, as far as gradients go.
+
+    Args:
+        module: Its parameters are asked about.
+        outputs: What it computed, with their graphs.
+
+    Example:
+        >>> import torch
+        >>> module = nn.ModuleDict({"used": nn.Linear(2, 2, bias=False), "idle": nn.Linear(2, 2, bias=False)})
+        >>> unreached(module, [module["used"](torch.ones(1, 2))])
+        ['idle.weight']
+    """
+    nodes = [output.grad_fn for output in outputs]
+    seen = set(nodes)
+    reached: set[int] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if (variable := getattr(node, "variable", None)) is not None:
+            reached.add(id(variable))
+        before = [of for of, _ in node.next_functions if of not in seen]
+        seen.update(before)
+        nodes += before
+    return [name for name, of in module.named_parameters() if of.requires_grad and id(of) not in reached]
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """Returns the layers of an encoder: the longest list of modules in it, its first if there are several.
+
+    Example:
+        >>> len(layers_of(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))})))
+        3
+    """
+    lists = [of for of in module.modules() if isinstance(of, nn.ModuleList | nn.Sequential)]
+    return list(max(lists, key=len, default=()))

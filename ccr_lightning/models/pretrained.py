@@ -1,0 +1,150 @@
+"""A retriever as a folder to keep and to share: weights, settings, tokeniser, preprocessing and a card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccr_lightning._version import __version__
+from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.models.card import model_card
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ccr_lightning.data.tokenizer import CaptionTokenizer
+    from ccr_lightning.data.transforms import ImageTransform
+
+MODEL_TYPE = "ccr-lightning"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FORMAT = 1
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def write_pretrained(
+    folder: Path,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    tokenizer: CaptionTokenizer,
+    transform: ImageTransform,
+    results: Mapping[str, Any] | None,
+) -> None:
+    """Writes a retriever into a folder, ``config.json`` last: a folder that has it is whole.
+
+    Args:
+        folder: Made if need be; the files of a retriever that is there are replaced.
+        settings: ``Retriever.settings``.
+        weights: The state of the retriever.
+        tokenizer: What makes token ids for it.
+        transform: What makes pixels for it.
+        results: The document of a test of it, for the card.
+
+    Raises:
+        CCRError: If a file cannot be written.
+    """
+    from safetensors.torch import save
+
+    (folder / CONFIG).unlink(missing_ok=True)
+    with atomic_write(folder / WEIGHTS, "the weights") as file:
+        file.write(
+            save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, {"format": "pt"})
+        )
+    names = [WEIGHTS, *tokenizer.save(folder)]
+    config = {
+        "model_type": MODEL_TYPE,
+        "format": _FORMAT,
+        "made_with": f"ccr-lightning {__version__}",
+        "retriever": dict(settings),
+        "tokenizer": {"max_tokens": tokenizer.max_tokens},
+        "transform": transform.settings,
+        "sha256": {name: sha256_of(folder / name) for name in names},
+    }
+    usage = f"from ccr_lightning import Retriever\n\nretriever = Retriever.from_pretrained({str(folder)!r})"
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    with atomic_write(folder / "README.md", "the card") as file:
+        file.write(model_card(folder.resolve().name, parameters, usage, results).encode())
+    with atomic_write(folder / CONFIG, "the settings") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+
+
+def find_pretrained(name_or_path: str | Path) -> Path:
+    """Returns the folder of a model: the one that is named, or what the Hugging Face hub has under a name.
+
+    Raises:
+        CCRError: There is no such folder, and nothing on the hub, or no way to it.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    if not _HUB_NAME.fullmatch(str(name_or_path)) or folder.exists():
+        raise CCRError(f"{name_or_path}: there is no such folder of a model; check the path.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(str(name_or_path), allow_patterns=["*.json", WEIGHTS, "*.model", "*.txt", "README.md"])
+        )
+    except Exception as error:  # the hub's client raises anything from OSError to ValueError
+        raise CCRError(
+            f"{name_or_path}: there is no such folder here, and the Hugging Face hub has no such model or cannot be "
+            f"reached ({type(error).__name__}): pass the path of a folder with the model's files."
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns what ``config.json`` of a folder says.
+
+    Raises:
+        CCRError: It is missing, damaged, or not that of a retriever of this version.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CCRError(f"{folder}: there is no {CONFIG} in this folder; pass that of a model.") from error
+    except (OSError, ValueError) as error:
+        raise CCRError(f"{path}: cannot be read ({error}); fetch or save the model again.") from error
+    if not isinstance(config, dict):
+        raise CCRError(f"{path}: this is no JSON object, as the settings of a model are; fetch or save it again.")
+    return config
+
+
+def check_retriever_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Checks that a folder has a retriever, and that its files are those that were saved.
+
+    Raises:
+        CCRError: If not; it names the file.
+    """
+    path = folder / CONFIG
+    if config.get("model_type") != MODEL_TYPE:
+        raise CCRError(f"{path}: this is a model of type {config.get('model_type')!r} and no {MODEL_TYPE} retriever.")
+    if config.get("format") != _FORMAT:
+        raise CCRError(f"{path}: its format is {config.get('format')!r}, and this version reads {_FORMAT}: update it.")
+    kinds = {"retriever": dict, "tokenizer": dict, "transform": dict, "sha256": dict}
+    for key, kind in kinds.items():
+        if not isinstance(config.get(key), kind):
+            raise CCRError(f"{path}: {key!r} is missing or no mapping; fetch or save the model again.")
+    for name, digest in {WEIGHTS: None, **config["sha256"]}.items():
+        if "/" in name or not (folder / name).is_file():
+            raise CCRError(f"{folder / name}: there is no such file, which {CONFIG} names; fetch or save it again.")
+        if digest is not None and sha256_of(folder / name) != digest:
+            raise CCRError(f"{folder / name}: the file is not the one that was saved (sha256); fetch or save it again.")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a folder's ``model.safetensors``.
+
+    Raises:
+        CCRError: The file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors has an exception of its own, and OSError
+        raise CCRError(f"{folder / WEIGHTS}: cannot be read ({error}); fetch or save the model again.") from error
+    return weights

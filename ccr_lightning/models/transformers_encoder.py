@@ -1,0 +1,186 @@
+"""Dual encoders of the transformers library: SigLIP, SigLIP 2, CLIP, Chinese-CLIP, AltCLIP and their kind."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ccr_lightning.data.patches import unpack_patches
+from ccr_lightning.data.processor_transform import ProcessorTransform
+from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write
+from ccr_lightning.models.card import model_card
+from ccr_lightning.models.dual_encoder import DualEncoder, Encoded, normalised
+from ccr_lightning.models.parts import layers_of, unreached
+
+_PADS_TO_MAX = ("siglip", "siglip2")  # trained, hence to be used, with captions padded to the full length
+_PROJECTIONS = ("visual_projection", "text_projection", "vision_model.head", "text_model.head")
+
+
+class TransformersDualEncoder(DualEncoder):
+    """Any model of transformers with ``get_image_features`` and ``get_text_features``.
+
+    It reads what its own image processor makes of pictures
+    (:class:`~ccr_lightning.data.processor_transform.ProcessorTransform`) and what its own tokeniser makes of captions
+    (:class:`~ccr_lightning.data.tokenizer.CaptionTokenizer`), and goes on with its own temperature.
+
+    Args:
+        name_or_path: A folder that transformers wrote, or a name on the Hugging Face hub.
+        pretrained: Whether to load the weights; without, they are random, for a checkpoint to replace.
+
+    Raises:
+        CCRError: There is no such model, it is none of transformers' own or has no such features, or a part of its
+            weights is missing.
+    """
+
+    def __init__(self, name_or_path: str, pretrained: bool = True) -> None:
+        model = _load(name_or_path, pretrained)
+        scale = getattr(model, "logit_scale", None)
+        if scale is None or not all(hasattr(model, name) for name in ("get_image_features", "get_text_features")):
+            raise CCRError(
+                f"{name_or_path}: {type(model).__name__} is no dual encoder with a learned temperature; pass one that "
+                "is, such as CLIP or SigLIP."
+            )
+        bias = getattr(model, "logit_bias", None)
+        super().__init__(float(scale), None if bias is None else float(bias))
+        self._shape_of_scale = scale.shape
+        model.logit_scale = model.logit_bias = None  # they are this class' own parameters now
+        self.name_or_path = name_or_path
+        self.model = model
+        of_model = _tokenizer(name_or_path)
+        self._takes_mask = "attention_mask" in of_model.model_input_names
+        self._takes_patches = "spatial_shapes" in signature(model.get_image_features).parameters
+        self.transform: ProcessorTransform = ProcessorTransform(name_or_path)
+        self.tokenizer: CaptionTokenizer = CaptionTokenizer(
+            name_or_path,
+            max_tokens=min(of_model.model_max_length, self.max_positions),
+            pads_to_max=model.config.model_type in _PADS_TO_MAX,
+        )
+        self._freeze_unreached()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.model.config.text_config.vocab_size)
+
+    @property
+    def max_positions(self) -> int:
+        """Most tokens of a caption."""
+        config = self.model.config.text_config
+        positions = int(config.max_position_embeddings)
+        embeddings = self.model.text_model.modules()
+        counts_from_padding = any(hasattr(part, "create_position_ids_from_input_ids") for part in embeddings)
+        return positions - config.pad_token_id - 1 if counts_from_padding else positions  # as XLM-R does
+
+    def encode_image(self, images: Tensor) -> Encoded:
+        """Encodes what the processor makes of B pictures, (B, 3, H, W): embeddings (B, D)."""
+        if self._takes_patches:
+            pixels, mask, shapes = unpack_patches(images)
+            features = self.model.get_image_features(pixels, pixel_attention_mask=mask, spatial_shapes=shapes)
+        else:
+            features = self.model.get_image_features(images)
+        return _encoded(features)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor, most_tokens: int | None = None) -> Encoded:
+        """Encodes captions (N, L), or one per language (B, K, L): embeddings (..., D)."""
+        ids, mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
+        given = {}
+        if self._takes_mask:
+            given["attention_mask"] = (mask | ~mask.any(1, keepdim=True)).long()  # a row of padding looks at itself
+        embeds, states = _encoded(self.model.get_text_features(ids, **given))
+        shape = input_ids.shape[:-1]
+        return Encoded(embeds.view(*shape, -1), states.view(*shape, *states.shape[1:]))
+
+    def towers(self) -> list[list[nn.Module]]:
+        """The layers of both encoders."""
+        return [layers_of(self.model.vision_model), layers_of(self.model.text_model)]
+
+    def projections(self) -> list[nn.Module]:
+        """What makes embeddings of the encoders' states."""
+        parts = dict(self.model.named_modules())
+        return [parts[name] for name in _PROJECTIONS if name in parts]
+
+    def save_pretrained(self, folder: str | Path, results: Mapping[str, Any] | None = None) -> None:
+        """Saves the model as transformers does, with its processor and tokeniser, and with a card.
+
+        Args:
+            folder: Made if need be. Both transformers and this class load it.
+            results: The document of a test of it, as in ``results.json``, for the card.
+
+        Raises:
+            CCRError: If a file cannot be written.
+        """
+        folder = Path(folder)
+        state = self.model.state_dict() | {"logit_scale": self.log_logit_scale.detach().reshape(self._shape_of_scale)}
+        if self.logit_bias is not None:
+            state["logit_bias"] = self.logit_bias.detach()
+        try:
+            self.model.save_pretrained(folder, state_dict=state)
+            self.transform.processor.save_pretrained(folder)
+        except OSError as error:
+            raise CCRError(f"{folder}: the model could not be written ({error}); choose another place.") from error
+        self.tokenizer.save(folder)
+        usage = f"from ccr_lightning import from_pretrained\n\nmodel = from_pretrained({str(folder)!r})"
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        with atomic_write(folder / "README.md", "the card") as file:
+            file.write(model_card(folder.resolve().name, parameters, usage, results).encode())
+
+    def _freeze_unreached(self) -> None:
+        """Freezes what embeddings do not depend on, such as a pooling layer: ddp stops at what has no gradient."""
+        pixels = torch.from_numpy(self.transform.evaluate(Image.new("RGB", (64, 48))))
+        images = self.transform.normalize(pixels.permute(2, 0, 1)[None])
+        embeds = [self.encode_image(images).embeds, self.encode_text(*self.tokenizer.encode(["a"])).embeds]
+        idle = set(unreached(self.model, embeds))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in idle)
+
+
+def _encoded(features: Any) -> Encoded:
+    """What get_image_features or get_text_features returned, which depends on the version of transformers."""
+    if isinstance(features, Tensor):
+        return Encoded(normalised(features), features[:, None])
+    return Encoded(normalised(features.pooler_output), features.last_hidden_state)
+
+
+def _load(name_or_path: str, pretrained: bool) -> Any:
+    """The model, in float32 and evaluation mode; nothing but transformers' own code makes it."""
+    from transformers import AutoConfig, AutoModel
+
+    settings: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        if not pretrained:
+            return AutoModel.from_config(AutoConfig.from_pretrained(name_or_path, **settings), **settings)
+        model, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True, **settings)
+    except Exception as error:  # transformers and the hub raise anything
+        own_code = "trust_remote_code" in str(error)
+        reason = "it needs code of its own, which is not run" if own_code else _reason(error)
+        raise CCRError(
+            f"the model {name_or_path!r} cannot be loaded ({reason}); give the path of a folder that transformers "
+            "wrote, or a name on the Hugging Face hub and a connection to it."
+        ) from error
+    if absent := sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]:
+        raise CCRError(f"{name_or_path}: the weights lack {absent[0]!r} or have it in another size; fetch them again.")
+    return model
+
+
+def _tokenizer(name_or_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:
+        raise CCRError(
+            f"the tokeniser of {name_or_path!r} cannot be loaded ({_reason(error)}); complete its files."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(str(error).partition("\n")[0] or type(error).__name__, 200)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ccr_lightning.cli.arguments import given_configs, is_given, last_value, without
 from ccr_lightning.cli.messages import load_config
+from ccr_lightning.cli.model_config import model_name, names_model
 from ccr_lightning.cli.run_config import find_checkpoint, given_checkpoint
 from ccr_lightning.errors import CCRError
 
@@ -30,7 +31,12 @@ def run(args: Sequence[str]) -> int:
     """
     files, others = _split(args)
     _check(files, others)
-    checkpoint, run_folder = find_checkpoint("--ckpt_path", given_checkpoint(args))
+    given = given_checkpoint(args)
+    if names_model(given):
+        checkpoint, run_folder = given, Path("runs") / model_name(given)
+    else:
+        found, run_folder = find_checkpoint("--ckpt_path", given)
+        checkpoint = str(found)
     runs_dir = Path(last_value(others, "--runs_dir") or run_folder.parent)
     for option in ("--ckpt_path", "--runs_dir"):
         others = without(others, option)
@@ -40,7 +46,7 @@ def run(args: Sequence[str]) -> int:
         print(f"[{number} of {len(files)}] {file}", flush=True)
         folder = runs_dir / f"{run_folder.name}-{Path(file).stem}"
         before = _results(folder)
-        place = ["--ckpt_path", str(checkpoint), "--name", folder.name, "--runs_dir", str(runs_dir)]
+        place = ["--ckpt_path", checkpoint, "--name", folder.name, "--runs_dir", str(runs_dir)]
         ccr = [sys.executable, "-m", "ccr_lightning.cli.main", "test"]
         status = _status([*ccr, "--config", file, *others[1:], *place])
         if status in _INTERRUPTED:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ccr_lightning.cli.arguments import given_configs, is_given, last_value, values_of, without
 from ccr_lightning.cli.messages import load_config
+from ccr_lightning.cli.model_config import config_of_model, model_name, names_model, refuse_other_files
 from ccr_lightning.cli.processes import is_first_process
 from ccr_lightning.errors import CCRError
 
@@ -37,6 +38,7 @@ def find_checkpoint(option: str, given: str) -> tuple[Path, Path]:
     Raises:
         CCRError: There is none.
     """
+    refuse_other_files(option, given)
     path = Path(given)
     if path.is_dir():
         path = path / "checkpoints" / "best.ckpt"
@@ -68,6 +70,7 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     if given is None:
         return list(args)
     path, added = Path(given), []
+    refuse_other_files("--init_from", given)
     name = last_value(args, "--name")
     if name is None and on_command_line is not None:
         here = Path(os.path.abspath(path))
@@ -77,6 +80,9 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     own = Path(last_value(args, "--runs_dir") or "runs") / str(name) / "config.yaml"
     if not path.exists() and is_given(args, "--resume") and own.is_file():
         return [args[0], "--config", _part_of_the_weights(own), *added, *args[1:]]
+    if names_model(given):
+        base, weights = _base_of_model(given)
+        return [args[0], "--config", base, *added, *args[1:], "--init_from", weights or "null"]
     checkpoint, run = find_checkpoint("--init_from", given)
     if (file := run / "config.yaml").is_file():
         added += ["--config", _part_of_the_weights(file)]
@@ -124,6 +130,8 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     if not is_given(args, "--ckpt_path") and any(arg in ("--help_all", "--print_config") for arg in args):
         return list(args)
     given = given_checkpoint(args)
+    if names_model(given):
+        return _scored_model(args, given)
     checkpoint, run = find_checkpoint("--ckpt_path", given)
     args = [*without(args, "--ckpt_path"), "--ckpt_path", str(checkpoint)]
     configs = given_configs(args)
@@ -146,6 +154,27 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     return [args[0], "--config", base, *added, *_without_config(args[1:], file)]
 
 
+def _scored_model(args: Sequence[str], given: str) -> list[str]:
+    """The arguments with the configuration of a model that is no run, of which the data are given."""
+    args = [*without(args, "--ckpt_path"), "--ckpt_path", given]
+    source = _other_source(args, given_configs(args))
+    if source is None:
+        raise CCRError(
+            f"--ckpt_path {given}: a model brings no data: pass --config with a data.source, such as "
+            "configs/test/multi30k_2016.yaml."
+        )
+    name = [] if is_given(args, "--name") else ["--name", f"{model_name(given)}-{source}"]
+    return [args[0], "--config", _base_of_model(given)[0], *name, *args[1:]]
+
+
+def _base_of_model(given: str) -> tuple[str, str | None]:
+    """A configuration with a model, and the folder of those weights that building the model does not load."""
+    config = config_of_model(given)
+    if "name_or_path" in config["model"]["retriever"]["init_args"]:
+        return _temporary_config(config), None
+    return _temporary_config(config), config["data"]["tokenizer"]["init_args"]["name_or_path"]
+
+
 def given_checkpoint(args: Sequence[str]) -> str:
     """Returns the value of ``--ckpt_path`` of a command and its arguments.
 
@@ -154,7 +183,9 @@ def given_checkpoint(args: Sequence[str]) -> str:
     """
     given = last_value(args, "--ckpt_path")
     if given is None:
-        raise CCRError(f"ccr {args[0]} needs --ckpt_path: a checkpoint or the folder of a run, such as runs/pretrain.")
+        raise CCRError(
+            f"ccr {args[0]} needs --ckpt_path: a run such as runs/pretrain, a checkpoint, or a model by folder or name."
+        )
     return given
 
 
@@ -203,10 +234,16 @@ def _without_source(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_own_weights(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without the weights that the image encoder started from: the checkpoint has its own."""
+    """The configuration without the weights that the encoders started from: the checkpoint has its own."""
     changed = copy.deepcopy(dict(config))
     part: Any = changed.get("model")
-    for name in ("retriever", "init_args", "image_encoder", "init_args"):
+    for name in ("retriever", "init_args"):
+        part = part.get(name) if isinstance(part, dict) else None
+    if isinstance(part, dict):
+        part.pop("text_weights", None)
+        if "name_or_path" in part:
+            part["pretrained"] = False
+    for name in ("image_encoder", "init_args"):
         part = part.get(name) if isinstance(part, dict) else None
     for name in ("pretrained", "pretrained_file"):
         if isinstance(part, dict):

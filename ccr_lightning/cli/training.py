@@ -30,6 +30,8 @@ from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
+from ccr_lightning.models.pretrained import read_weights
+from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
 from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
@@ -127,9 +129,10 @@ class TrainingCLI(LightningCLI):
                     f"--init_from starts anew and --resume {self.resume_from} goes on with another run: give one only."
                 )
             start = self.resume_from or settings.init_from
-            if start is not None and not Path(start).is_file():
+            if start is not None and not Path(start).exists():
                 raise CCRError(f"--init_from {start}: there is no such checkpoint; check the path.")
-            self.start = None if start is None else AtomicCheckpointIO().load_checkpoint(start, "meta")
+            is_run = start is not None and Path(start).is_file()
+            self.start = AtomicCheckpointIO().load_checkpoint(start, "meta") if is_run else None
             _prepare_data(settings, self.start)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -271,7 +274,11 @@ class TrainingCLI(LightningCLI):
             raise CCRError("ccr predict runs on one device: pass --trainer.devices 1.")
         self._refuse_part("predict")
         predictions: Any = self.trainer.predict(
-            model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, return_predictions=True
+            model,
+            datamodule=datamodule,
+            ckpt_path=self._checkpoint_or_weights(Path(ckpt_path)),
+            weights_only=True,
+            return_predictions=True,
         )
         if self._is_trial:
             _say("fast_dev_run tries a few batches only: no embeddings are written")
@@ -280,13 +287,22 @@ class TrainingCLI(LightningCLI):
 
     def _score(self, split: Literal["val", "test"], checkpoint: Path) -> None:
         evaluate = self.trainer.test if split == "test" else self.trainer.validate
-        evaluate(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        ckpt_path = self._checkpoint_or_weights(checkpoint)
+        evaluate(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         weights = self.trainer.strategy.lightning_module_state_dict()  # all devices have to ask for what is sharded
         if self._is_trial:
             _say("fast_dev_run tries a few batches only: no results are written")
         elif self.trainer.is_global_zero:
             source = self.config[self.subcommand].data.source.as_dict()
             write_scores(self.folder.path, self.model, self.datamodule, split, checkpoint, source, weights)
+
+    def _checkpoint_or_weights(self, given: Path) -> Path | None:
+        """A checkpoint for the trainer to load; None once the model has the weights of a model's folder."""
+        if given.is_file():
+            return given
+        if isinstance(self.model.retriever, Retriever):  # others have loaded theirs already
+            _start_from(self.model, str(given))
+        return None
 
     @property
     def _is_trial(self) -> bool:
@@ -393,8 +409,11 @@ def _take_tokenizer(data: CaptionDataModule, start: Mapping[str, Any] | None) ->
 
 
 def _start_from(model: RetrievalModule, checkpoint: str) -> None:
-    """Gives the model the weights of another run; nothing else of it goes on."""
-    weights = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    """Gives the model the weights of another run, or of a model's folder; nothing else of it goes on."""
+    if Path(checkpoint).is_dir():
+        weights = {f"retriever.{name}": tensor for name, tensor in read_weights(Path(checkpoint)).items()}
+    else:
+        weights = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     try:
         resampled = model.load_initial_weights(weights)
     except CCRError as error:

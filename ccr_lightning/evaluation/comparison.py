@@ -94,7 +94,10 @@ def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]
 
 def _run(path: Path, document: Mapping[str, Any]) -> str:
     checkpoint = (document.get("checkpoint") or {}).get("path")
-    return path.parent.name if checkpoint is None else Path(checkpoint).absolute().parent.parent.name
+    if checkpoint is None:
+        return path.parent.name
+    weights = Path(checkpoint).absolute()
+    return weights.parent.parent.name if weights.suffix == ".ckpt" else weights.name  # of a run, or a model's folder
 
 
 def _sha256(document: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ def results_document(
         left_out: What the split had that was not scored: the numbers of ``bad_records`` and ``blank_captions``.
         ranking: ``dual_encoder``, or ``re-ranked`` if the matching head ordered the best candidates.
         protocol: How it was scored.
-        checkpoint: File of the weights; None if they were not loaded from one.
+        checkpoint: The checkpoint of the weights, or the folder or name of the model; None if there is neither.
         seed: The seed of the run.
         made_of: The ``source``, hashes and settings of the ``data``, the ``model``, the ``tokenizer`` and the
             ``transform``, and what it ran on.
@@ -75,7 +75,7 @@ def results_document(
         "protocol": asdict(replace(protocol, **not_done)),
         "checkpoint": {
             "path": None if checkpoint is None else str(checkpoint),
-            "sha256": None if checkpoint is None else _sha256(checkpoint),
+            "sha256": _sha256(checkpoint),
         },
         "seed": seed,
         **made_of,
@@ -111,7 +111,12 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path | None) -> str | None:
+    """That of a checkpoint, or of the weights in a model's folder; None where they are not one file here."""
+    if path is not None and not path.is_file() and path.suffix != ".ckpt":
+        path = path / "model.safetensors" if (path / "model.safetensors").is_file() else None
+    if path is None:
+        return None
     try:
         return sha256_of(path)
     except OSError as error:

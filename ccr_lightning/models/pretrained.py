@@ -78,29 +78,32 @@ def find_pretrained(name_or_path: str | Path) -> Path:
         CCRError: There is no such folder, and nothing on the hub, or no way to it.
     """
     folder = Path(name_or_path)
-    if folder.is_dir():
-        return folder
-    if not _HUB_NAME.fullmatch(str(name_or_path)) or folder.exists():
-        raise CCRError(f"{name_or_path}: there is no such folder of a model; check the path.")
+    return folder if folder.is_dir() else _from_hub(str(name_or_path), "*.json", WEIGHTS, "*.model", "*.txt")
+
+
+def _from_hub(name: str, *patterns: str) -> Path:
+    if not _HUB_NAME.fullmatch(name) or Path(name).exists():
+        raise CCRError(f"{name}: there is no such folder of a model; check the path.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(str(name_or_path), allow_patterns=["*.json", WEIGHTS, "*.model", "*.txt", "README.md"])
-        )
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client raises anything from OSError to ValueError
         raise CCRError(
-            f"{name_or_path}: there is no such folder here, and the Hugging Face hub has no such model or cannot be "
+            f"{name}: there is no such folder here, and the Hugging Face hub has no such model or cannot be "
             f"reached ({type(error).__name__}): pass the path of a folder with the model's files."
         ) from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Returns what ``config.json`` of a folder says.
+def read_config(name_or_path: str | Path) -> dict[str, Any]:
+    """Returns what ``config.json`` says, of any model in a folder or on the Hugging Face hub.
 
     Raises:
-        CCRError: It is missing, damaged, or not that of a retriever of this version.
+        CCRError: It is missing or damaged, or the hub cannot be reached.
     """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = _from_hub(str(name_or_path), CONFIG)
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ccr_lightning.models.dual_encoder import DualEncoder, Encoded, normalised
 from ccr_lightning.models.parts import layers_of, unreached
 
 _PADS_TO_MAX = ("siglip", "siglip2")  # trained, hence to be used, with captions padded to the full length
+_COUNTS_FROM_PADDING = ("altclip_text_model",)  # positions, as XLM-R does
 _PROJECTIONS = ("visual_projection", "text_projection", "vision_model.head", "text_model.head")
 
 
@@ -50,20 +53,15 @@ class TransformersDualEncoder(DualEncoder):
                 "is, such as CLIP or SigLIP."
             )
         bias = getattr(model, "logit_bias", None)
-        super().__init__(float(scale), None if bias is None else float(bias))
+        super().__init__(scale.detach().item(), None if bias is None else bias.detach().item())
         self._shape_of_scale = scale.shape
         model.logit_scale = model.logit_bias = None  # they are this class' own parameters now
         self.name_or_path = name_or_path
         self.model = model
-        of_model = _tokenizer(name_or_path)
-        self._takes_mask = "attention_mask" in of_model.model_input_names
+        self._takes_mask = "attention_mask" in _tokenizer(name_or_path).model_input_names
         self._takes_patches = "spatial_shapes" in signature(model.get_image_features).parameters
         self.transform: ProcessorTransform = ProcessorTransform(name_or_path)
-        self.tokenizer: CaptionTokenizer = CaptionTokenizer(
-            name_or_path,
-            max_tokens=min(of_model.model_max_length, self.max_positions),
-            pads_to_max=model.config.model_type in _PADS_TO_MAX,
-        )
+        self.tokenizer: CaptionTokenizer = CaptionTokenizer(name_or_path, **tokenizer_settings(name_or_path))
         self._freeze_unreached()
 
     @property
@@ -74,11 +72,7 @@ class TransformersDualEncoder(DualEncoder):
     @property
     def max_positions(self) -> int:
         """Most tokens of a caption."""
-        config = self.model.config.text_config
-        positions = int(config.max_position_embeddings)
-        embeddings = self.model.text_model.modules()
-        counts_from_padding = any(hasattr(part, "create_position_ids_from_input_ids") for part in embeddings)
-        return positions - config.pad_token_id - 1 if counts_from_padding else positions  # as XLM-R does
+        return _positions(self.model.config)
 
     def encode_image(self, images: Tensor) -> Encoded:
         """Encodes what the processor makes of B pictures, (B, 3, H, W): embeddings (B, D)."""
@@ -143,6 +137,39 @@ class TransformersDualEncoder(DualEncoder):
             parameter.requires_grad_(name not in idle)
 
 
+def tokenizer_settings(name_or_path: str) -> dict[str, Any]:
+    """Returns the arguments of the ``CaptionTokenizer`` that suits a model, besides its name."""
+    from transformers import AutoConfig
+
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:
+        raise _cannot_load(name_or_path, error) from error
+    if not hasattr(config, "text_config"):
+        raise CCRError(
+            f"{name_or_path}: a {config.model_type} is no dual encoder of images and texts; pass one that is."
+        )
+    longest = min(_tokenizer(name_or_path).model_max_length, _positions(config))
+    return {"max_tokens": longest, "pads_to_max": config.model_type in _PADS_TO_MAX}
+
+
+def _positions(config: Any) -> int:
+    """Most tokens of a caption."""
+    text = config.text_config
+    positions = int(text.max_position_embeddings)
+    return positions - text.pad_token_id - 1 if text.model_type in _COUNTS_FROM_PADDING else positions
+
+
+def _cannot_load(name_or_path: str, error: Exception) -> CCRError:
+    own_code = "trust_remote_code" in str(error)
+    reason = "it needs code of its own, which is not run" if own_code else _reason(error)
+    return CCRError(
+        f"the model {name_or_path!r} cannot be loaded ({reason}); give the path of a folder that transformers wrote, "
+        "or a name on the Hugging Face hub and a connection to it."
+    )
+
+
 def _encoded(features: Any) -> Encoded:
     """What get_image_features or get_text_features returned, which depends on the version of transformers."""
     if isinstance(features, Tensor):
@@ -156,26 +183,42 @@ def _load(name_or_path: str, pretrained: bool) -> Any:
 
     settings: dict[str, Any] = {"trust_remote_code": False}
     try:
-        if not pretrained:
-            return AutoModel.from_config(AutoConfig.from_pretrained(name_or_path, **settings), **settings)
-        model, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True, **settings)
+        with _quiet():
+            config = AutoConfig.from_pretrained(name_or_path, **settings)
+            if not pretrained:
+                return AutoModel.from_config(config, **settings)
+            settings |= {"dtype": torch.float32, "output_loading_info": True}
+            model, info = AutoModel.from_pretrained(name_or_path, **settings)
     except Exception as error:  # transformers and the hub raise anything
-        own_code = "trust_remote_code" in str(error)
-        reason = "it needs code of its own, which is not run" if own_code else _reason(error)
-        raise CCRError(
-            f"the model {name_or_path!r} cannot be loaded ({reason}); give the path of a folder that transformers "
-            "wrote, or a name on the Hugging Face hub and a connection to it."
-        ) from error
+        raise _cannot_load(name_or_path, error) from error
     if absent := sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]:
         raise CCRError(f"{name_or_path}: the weights lack {absent[0]!r} or have it in another size; fetch them again.")
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without remarks of transformers on settings that work, and its bars where nobody watches them."""
+    from transformers.utils import logging
+
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def _tokenizer(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        with _quiet():
+            return AutoTokenizer.from_pretrained(name_or_path)
     except Exception as error:
         raise CCRError(
             f"the tokeniser of {name_or_path!r} cannot be loaded ({_reason(error)}); complete its files."

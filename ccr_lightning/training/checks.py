@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
-from ccr_lightning.models.retriever import Retriever
+from ccr_lightning.models.dual_encoder import DualEncoder
 
 if TYPE_CHECKING:
     from ccr_lightning.data.datamodule import CaptionDataModule
 
 
-def check_tokenizer(retriever: Retriever, tokenizer: CaptionTokenizer) -> None:
+def check_tokenizer(retriever: DualEncoder, tokenizer: CaptionTokenizer) -> None:
     """Checks that the model can read what the tokeniser writes.
 
     This loads a tokeniser that has only a name so far; call it once a checkpoint's tokeniser has taken its place.
@@ -22,17 +23,36 @@ def check_tokenizer(retriever: Retriever, tokenizer: CaptionTokenizer) -> None:
     Raises:
         CCRError: If it cannot.
     """
-    text_encoder = retriever.text_encoder
-    if tokenizer.vocab_size > text_encoder.vocab_size:
+    if tokenizer.vocab_size > retriever.vocab_size:
         raise CCRError(
-            f"the tokeniser has {tokenizer.vocab_size} tokens but the text encoder only {text_encoder.vocab_size}: set "
+            f"the tokeniser has {tokenizer.vocab_size} tokens but the text encoder only {retriever.vocab_size}: set "
             "model.retriever's text_encoder.vocab_size to at least the tokeniser's size."
         )
-    if tokenizer.max_tokens > text_encoder.max_positions:
+    if tokenizer.max_tokens > retriever.max_positions:
         raise CCRError(
             f"the tokeniser allows captions of {tokenizer.max_tokens} tokens but the text encoder has only "
-            f"{text_encoder.max_positions} positions: pass --data.tokenizer.init_args.max_tokens "
-            f"{text_encoder.max_positions}, or raise the text encoder's max_positions if it is not trained yet."
+            f"{retriever.max_positions} positions: pass --data.tokenizer.init_args.max_tokens "
+            f"{retriever.max_positions}, or raise the text encoder's max_positions if it is not trained yet."
+        )
+    own = retriever.tokenizer
+    if own is not None and {**own.identity, "max_tokens": 0} != {**tokenizer.identity, "max_tokens": 0}:
+        raise CCRError(
+            "the data's tokeniser is not the one that the model was trained with: leave data.tokenizer out beside "
+            "--init_from or --ckpt_path, or give it the model's name_or_path and pads_to_max."
+        )
+
+
+def check_transform(retriever: DualEncoder, transform: ImageTransform) -> None:
+    """Checks that images are made as the model expects them, if it knows.
+
+    Raises:
+        CCRError: If not.
+    """
+    own = retriever.transform
+    if own is not None and own.evaluation_settings != transform.evaluation_settings:
+        raise CCRError(
+            "the data's transform is not the one that the model was trained with: leave data.transform out beside "
+            "--init_from or --ckpt_path, or give it the model's name_or_path."
         )
 
 

@@ -9,11 +9,14 @@ import sys
 import torch
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.models.retriever import Retriever
 
 
-def compile_parts(retriever: Retriever, device: torch.device) -> None:
+def compile_parts(retriever: DualEncoder, device: torch.device) -> None:
     """Compiles the image encoder, and each layer of the text and fusion encoders for any number of tokens, in place.
+
+    Of a dual encoder that others wrote, each layer of both encoders.
 
     The names of the parameters stay. The first steps take minutes longer.
 
@@ -30,8 +33,9 @@ def compile_parts(retriever: Retriever, device: torch.device) -> None:
             f"model.is_compiled needs a C++ compiler on a CPU, and there is no {compiler}: install it, name another in "
             "CXX, or leave is_compiled out."
         )
-    retriever.image_encoder.compile()
-    for encoder in (retriever.text_encoder, retriever.fusion):
-        if encoder is not None:
-            for layer in encoder.layers:
-                layer.compile(dynamic=True)
+    layers = retriever.layers()
+    if isinstance(retriever, Retriever):
+        retriever.image_encoder.compile()
+        layers = [layer for tower in retriever.towers()[1:] for layer in tower]
+    for layer in layers:
+        layer.compile(dynamic=True)

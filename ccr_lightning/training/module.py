@@ -24,12 +24,20 @@ from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded
+from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
-from ccr_lightning.training.checks import check_galleries, check_mrv_languages, check_pivot, check_tokenizer
+from ccr_lightning.training.checks import (
+    check_galleries,
+    check_mrv_languages,
+    check_pivot,
+    check_tokenizer,
+    check_transform,
+)
 from ccr_lightning.training.chunks import check_chunks, in_chunks
 from ccr_lightning.training.compiling import compile_parts
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
+from ccr_lightning.training.tuning import Tuned, tune
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
 if TYPE_CHECKING:
@@ -59,6 +67,10 @@ class RetrievalModule(LightningModule):
         draw_warmup: Share of the training over which matching's draws sharpen: all texts and images alike at its start,
             the paper's preferences from its end on. It helps where the fusion encoder starts at random.
         mask_rate: Share of a caption's tokens that masked-LM hides, at most 12 of them.
+        tuned: What is trained of a pretrained model: ``all``, the ``last_layers`` of each encoder, the ``projections``,
+            or adapters (``lora``, with the extra of that name); see :func:`~ccr_lightning.training.tuning.tune`.
+        tuned_layers: How many layers of each encoder ``last_layers`` trains.
+        lora_rank: Rank of the adapters.
         chunk_size: Images, with their captions, that are encoded at a time in training: of the others only the token
             states are kept, and computed again for the backward pass (gradient caching), for a third more work. But for
             other draws of dropout the gradient is the same. Not with BatchNorm. None: all at once.
@@ -92,6 +104,9 @@ class RetrievalModule(LightningModule):
         positive_language: PositiveLanguage = "least_likely",
         draw_warmup: float = 0.0,
         mask_rate: float = 0.4,
+        tuned: Tuned = "all",
+        tuned_layers: int = 2,
+        lora_rank: int = 16,
         chunk_size: int | None = None,
         is_compiled: bool = False,
         lr: float = 1e-4,
@@ -135,6 +150,9 @@ class RetrievalModule(LightningModule):
         self.positive_language = positive_language
         self.draw_warmup = draw_warmup
         self.mask_rate = mask_rate
+        self.tuned: Tuned = tuned
+        self.tuned_layers = tuned_layers
+        self.lora_rank = lora_rank
         self.chunk_size = chunk_size
         self.is_compiled = is_compiled
         self.lr = lr
@@ -154,10 +172,12 @@ class RetrievalModule(LightningModule):
         check_mrv_languages(self.protocol.mrv_languages, self._data)
         if stage == "test" and not self._is_trial:
             check_galleries(self.protocol, self._data)
+        if stage == "fit" or self.tuned == "lora":  # of which checkpoints have the adapters
+            tune(self.retriever, self.tuned, self.tuned_layers, self.lora_rank)
         if stage == "fit":
             if self.contrastive.objective == "english_pivot":
                 check_pivot(self.contrastive.pivot_language, self._data)
-            freeze_unused(self.retriever, self.loss_weights)
+            freeze_unused(self.retriever, self.loss_weights, self.contrastive.objective)
             if self.is_compiled:
                 compile_parts(self.retriever, self.trainer.strategy.root_device)
 
@@ -167,10 +187,11 @@ class RetrievalModule(LightningModule):
             steps = ("training_step", "validation_step", "test_step", "predict_step")
             distributed.shard(self, self.retriever.layers(), self.device_mesh["data_parallel"], steps)
 
-    def _check_tokenizer(self) -> None:
+    def _check_inputs(self) -> None:
         check_tokenizer(self.retriever, self._data.tokenizer)
+        check_transform(self.retriever, self._data.transform)
 
-    on_fit_start = on_validation_start = on_test_start = on_predict_start = _check_tokenizer
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _check_inputs
 
     @property
     def _data(self) -> Any:
@@ -178,6 +199,12 @@ class RetrievalModule(LightningModule):
         if data is None:
             raise CCRError("RetrievalModule takes languages and tokeniser from a CaptionDataModule: pass datamodule=.")
         return data
+
+    @property
+    def _fused(self) -> Retriever:
+        """The model where there is fusion, which other dual encoders lack."""
+        assert isinstance(self.retriever, Retriever)
+        return self.retriever
 
     @property
     def _is_trial(self) -> bool:
@@ -233,10 +260,10 @@ class RetrievalModule(LightningModule):
                 positive_language=self.positive_language,
             )
             if weights["matching"]:
-                losses["matching"] = batch_matching_loss(self.retriever, batch, images, texts, draw, self.chunk_size)
+                losses["matching"] = batch_matching_loss(self._fused, batch, images, texts, draw, self.chunk_size)
             if weights["masked_lm"]:
                 losses["masked_lm"] = batch_masked_lm_loss(
-                    self.retriever, batch, images, draw, tokenizer, self.mask_rate, self.chunk_size
+                    self._fused, batch, images, draw, tokenizer, self.mask_rate, self.chunk_size
                 )
         return losses
 
@@ -349,7 +376,7 @@ class RetrievalModule(LightningModule):
         reader = self._data.reader("test", self._prepare)
         with self.trainer.precision_plugin.forward_context():
             whole, *folds = rerank(
-                self.retriever,
+                self._fused,
                 embeddings,
                 parts(embeddings, protocol.folds),
                 reader,
@@ -408,7 +435,7 @@ class RetrievalModule(LightningModule):
         prefix = "retriever.image_encoder."
         own = self.state_dict()
         resampled = [name for name, tensor in weights.items() if name in own and tensor.shape != own[name].shape]
-        if resampled and all(name.startswith(prefix) for name in resampled):
+        if isinstance(self.retriever, Retriever) and resampled and all(name.startswith(prefix) for name in resampled):
             of_encoder = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
             fitted = self.retriever.image_encoder.resample(of_encoder)
             weights = {**weights, **{f"{prefix}{name}": tensor for name, tensor in fitted.items()}}

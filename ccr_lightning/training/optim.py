@@ -10,6 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.models.retriever import Retriever
 
 
@@ -77,17 +78,20 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], *, is_mixed:
     return optimizer
 
 
-def freeze_unused(retriever: Retriever, loss_weights: Mapping[str, float]) -> None:
-    """Freezes what only the losses of weight 0 would train: ddp stops at parameters without a gradient.
+def freeze_unused(retriever: DualEncoder, loss_weights: Mapping[str, float], objective: str) -> None:
+    """Freezes what only other losses would train: ddp stops at parameters without a gradient.
 
     Args:
         retriever: The model, changed in place.
         loss_weights: Weights of ``contrastive``, ``matching`` and ``masked_lm``.
+        objective: The contrastive objective, of which only a sigmoid one has a bias.
     """
     unused: list[nn.Module | nn.Parameter] = []
     if not loss_weights["contrastive"]:
-        unused += [retriever.image_projection, retriever.text_projection, retriever.log_logit_scale]
-    if retriever.fusion is not None:
+        unused += [*retriever.projections(), retriever.log_logit_scale]
+    if retriever.logit_bias is not None and objective != "one_to_k_sigmoid":
+        unused.append(retriever.logit_bias)
+    if isinstance(retriever, Retriever) and retriever.fusion is not None:
         if not loss_weights["matching"]:
             unused.append(retriever.matching_head)
         if not loss_weights["masked_lm"]:

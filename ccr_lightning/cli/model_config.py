@@ -1,0 +1,64 @@
+"""The part of a configuration that a model brings which is no run: a folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ccr_lightning.errors import CCRError
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def names_model(given: str) -> bool:
+    """Whether what an option names is a model, and no run or checkpoint: a folder of one, or else a name on the hub.
+
+    Example:
+        >>> names_model("google/siglip2-base-patch16-224"), names_model("runs/pretrain/checkpoints/best.ckpt")
+        (True, False)
+    """
+    path = Path(given)
+    if path.exists():
+        return path.is_dir() and (path / "config.json").is_file() and not (path / "checkpoints").exists()
+    return bool(_HUB_NAME.fullmatch(given)) and not path.parent.exists() and path.suffix not in (".ckpt", ".th")
+
+
+def model_name(given: str) -> str:
+    """A name for the results of a model, without slashes.
+
+    Example:
+        >>> model_name("google/siglip2-base-patch16-224"), model_name("exports/mine/")
+        ('siglip2-base-patch16-224', 'mine')
+    """
+    return Path(os.path.abspath(given)).name
+
+
+def refuse_other_files(option: str, given: str) -> None:
+    """Says what to do with weights that are neither a run's nor a model's folder.
+
+    Raises:
+        CCRError: The option names such a file.
+    """
+    path = Path(given)
+    if path.is_file() and path.suffix in (".th", ".pth", ".pt", ".bin", ".safetensors"):
+        raise CCRError(
+            f"{option} {given}: this is no checkpoint of a run; one that the authors of CCR^k or CCLM published is "
+            f"made a model by: ccr convert {given} FOLDER"
+        )
+
+
+def config_of_model(given: str) -> dict[str, Any]:
+    """Returns ``model`` and ``data`` of a configuration: the model, its tokeniser and what makes its images.
+
+    Raises:
+        CCRError: There is no such model, or none of a known kind.
+    """
+    from ccr_lightning.models.loading import describe
+
+    described = describe(given)
+    return {
+        "model": {"retriever": described.retriever, **described.training},
+        "data": {"tokenizer": described.tokenizer, "transform": described.transform},
+    }

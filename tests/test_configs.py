@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ccr_lightning.cli import training
 from ccr_lightning.cli.main import main
@@ -47,6 +48,9 @@ def build(tmp_path_factory):
         if (*paths, device) in known:
             return known[(*paths, device)]
         arguments = [part for path in paths for part in ("--config", str(path))]
+        if device == "meta":  # as from the hub, without it
+            part = "--model.retriever.init_args"
+            arguments += [f"{part}.text_weights", "null", f"{part}.image_encoder.init_args.pretrained", "false"]
         with pytest.MonkeyPatch.context() as patch, torch.device(device):
             patch.chdir(ROOT)
             patch.setattr("sys.argv", ["ccr"])
@@ -117,7 +121,10 @@ def test_paper_settings(path, build):
     assert (of.devices, of.strategy, of.precision, of.max_epochs) == (2, "ddp", "16-mixed", 30)
     assert of.gradient_clip_val == 1.0
     assert settings.data.batch_size == 64
-    assert settings.data.tokenizer.init_args.name_or_path == "xlm-roberta-large"
+    written = yaml.safe_load((ROOT / "configs/paper/parts/model.yaml").read_text())["retriever"]["init_args"]
+    assert settings.data.tokenizer.init_args.name_or_path == written["text_weights"] == "FacebookAI/xlm-roberta-large"
+    encoder = written["image_encoder"]["init_args"]
+    assert (encoder["name"], encoder["pretrained"]) == ("swin_base_patch4_window7_224.ms_in22k", True)
     assert settings.data.tokenizer.init_args.max_tokens == 40
     of = settings.data.transform.init_args
     assert (of.image_size, of.crop_scale, of.horizontal_flip, of.rand_augment) == (224, (0.2, 1.0), True, True)

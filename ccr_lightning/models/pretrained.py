@@ -71,14 +71,18 @@ def write_pretrained(
         file.write((json.dumps(config, indent=2) + "\n").encode())
 
 
-def find_pretrained(name_or_path: str | Path) -> Path:
+def find_pretrained(name_or_path: str | Path, *patterns: str) -> Path:
     """Returns the folder of a model: the one that is named, or what the Hugging Face hub has under a name.
+
+    Args:
+        name_or_path: The folder or the name.
+        patterns: Files to fetch from the hub beside settings and vocabulary; those of a retriever by default.
 
     Raises:
         CCRError: There is no such folder, and nothing on the hub, or no way to it.
     """
     folder = Path(name_or_path)
-    return folder if folder.is_dir() else _from_hub(str(name_or_path), "*.json", WEIGHTS, "*.model", "*.txt")
+    return folder if folder.is_dir() else _from_hub(str(name_or_path), "*.json", *(patterns or (WEIGHTS,)))
 
 
 def _from_hub(name: str, *patterns: str) -> Path:

@@ -23,6 +23,9 @@ from ccr_lightning.models.pretrained import (
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.transformer import check_sizes, init_parameters
 from ccr_lightning.models.vision import ImageEncoder
+from ccr_lightning.models.xlm_r import start_from_xlm_r
+
+_BACKBONE = "image_encoder.backbone."
 
 
 class Retriever(DualEncoder):
@@ -38,6 +41,8 @@ class Retriever(DualEncoder):
             None for a plain dual encoder.
         embed_dim: Width D of the embeddings.
         temperature: The contrastive loss' at the start, in [0.001, 0.5]; it is learned.
+        text_weights: Folder or hub name of an XLM-R-like model whose layers the text and fusion encoders start from,
+            see :func:`~ccr_lightning.models.xlm_r.start_from_xlm_r`; None for random ones.
 
     Raises:
         CCRError: If the encoders' widths are not those that ``fusion`` expects, or a setting is out of range.
@@ -67,6 +72,7 @@ class Retriever(DualEncoder):
         fusion: FusionEncoder | None = None,
         embed_dim: int = 256,
         temperature: float = 0.07,
+        text_weights: str | None = None,
     ) -> None:
         super().__init__(log_logit_scale=-math.log(temperature) if temperature > 0 else math.nan)
         if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
@@ -90,6 +96,9 @@ class Retriever(DualEncoder):
         if fusion is not None:
             self.matching_head = MatchingHead(width)
             self.masked_lm_head = MaskedLMHead(width, text_encoder.vocab_size)
+        self._pretrained = set() if text_weights is None else start_from_xlm_r(self, text_weights)
+        if image_encoder.pretrained:
+            self._pretrained |= {name for name, _ in self.named_parameters() if name.startswith(_BACKBONE)}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -246,11 +255,9 @@ class Retriever(DualEncoder):
     def new_parameters(self) -> set[str]:
         """Names of the parameters that start at random while others are pretrained: they learn at a doubled rate.
 
-        All but the backbone's if the image encoder is pretrained; none if nothing is.
+        None if nothing is pretrained.
         """
-        if not self.image_encoder.pretrained:
-            return set()
-        return {name for name, _ in self.named_parameters() if not name.startswith("image_encoder.backbone.")}
+        return {name for name, _ in self.named_parameters()} - self._pretrained if self._pretrained else set()
 
     def towers(self) -> list[list[nn.Module]]:
         """The layers of each encoder, each of which is only used by calling it in training."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+
+from ccr_lightning.training.module import RetrievalModule
 
 
 class TrainingBar(RichProgressBar):
@@ -39,6 +42,8 @@ class EpochSummary(Callback):
                 f"{'; compiling makes the first ones slow' if getattr(pl_module, 'is_compiled', False) else ''}",
                 flush=True,
             )
+            if isinstance(pl_module, RetrievalModule) and (new := pl_module.retriever.new_parameters()):
+                print(f"new, and learning faster: {', '.join(_parts(new))}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line."""
@@ -58,3 +63,9 @@ class EpochSummary(Callback):
             if name in metrics:
                 parts.append(f"{label} {metrics[name] * scale:.{1 if scale > 1 else 2}f}{' %' if scale > 1 else ''}")
         print(" · ".join([*parts, f"{left / 60:.1f} min left"]), flush=True)
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    """The parts of a model that parameters belong to, without the numbers of layers."""
+    parts = (re.sub(r"\.(layers|blocks)\.\d+", r".\1", name.rpartition(".")[0] or name) for name in names)
+    return sorted({".".join(part.split(".")[:3]) for part in parts})

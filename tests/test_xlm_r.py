@@ -119,9 +119,7 @@ def test_other_models_and_damage_are_refused(folder, tmp_path):
     with pytest.raises(CCRError, match=r"'encoder\.layer\.3\.output\.dense\.weight' is missing"):
         retriever(folder)
     save_file(weights | {missing: torch.ones(2, 2)}, folder / "model.safetensors")
-    with pytest.raises(
-        CCRError, match=r"what becomes 'text_encoder\.layers\.1\.feed_forward.* is \(2, 2\)"
-    ):
+    with pytest.raises(CCRError, match=r"what becomes 'text_encoder\.layers\.1\.feed_forward.* is \(2, 2\)"):
         retriever(folder)
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CCRError, match=r"model\.safetensors: cannot be read"):

@@ -21,6 +21,8 @@ commands:
   validate    score a checkpoint on the validation split
   test        score a checkpoint on the test split, or on benchmarks: recall per language and direction, MRV
   predict     write the embeddings of the test split's images and captions
+  convert     make a model of a checkpoint that the authors of CCR^k or CCLM published
+  export      write a trained model into a folder to keep and to share
   results     show the results of several runs side by side
   data        check, preview, build, shard and translate captioned images, without a model
 
@@ -42,7 +44,8 @@ settings (in the config file, or on the command line, which wins):
 """
 
 _TRAINED = """\
-  --ckpt_path PATH      a checkpoint, or the folder of a run (its best checkpoint is used); its config.yaml is read too
+  --ckpt_path PATH      a checkpoint, or the folder of a run (its best checkpoint is used); its config.yaml is read too;
+                        or a model: its folder, or its name on the hub, such as google/siglip2-base-patch16-224
   -c, --config PATH     changes to the run's configuration, such as other data; the whole of it, if the run has none
   --name NAME           results go to NAME/ beside the run (default: into the run's own folder; with a data.source that
                         is not the run's, into RUN-CONFIG/ beside it)
@@ -58,7 +61,8 @@ and last.ckpt, metrics.csv, and, after testing the best checkpoint, results.json
 
 options:
   -c, --config PATH     a configuration; several are merged, later ones win
-  --init_from RUN       fine-tune: start from the weights of another run (its folder or a checkpoint), with its model,
+  --init_from RUN       fine-tune: start from the weights of another run (its folder or a checkpoint), or of a model
+                        (its folder, or its name on the hub, such as google/siglip2-base-patch16-224), with its model,
                         tokeniser and transform; see configs/finetune/ and docs/finetuning.md
   --name NAME           name of the run (default: the name of the config file, RUN-CONFIG with --init_from)
   --runs_dir DIR        where runs lie (default: runs)
@@ -176,10 +180,18 @@ def _dispatch(args: list[str]) -> int:
         from ccr_lightning.cli.results import run as run_results
 
         return run_results(args[1:])
+    if command == "export":
+        from ccr_lightning.cli.export import run as run_export
+
+        return run_export(args[1:])
+    if command == "convert":
+        from ccr_lightning.cli.convert import run as run_convert
+
+        return run_convert(args[1:])
     if command not in COMMAND_HELP:
         from difflib import get_close_matches
 
-        close = get_close_matches(command, (*COMMAND_HELP, "data", "results"), n=1)
+        close = get_close_matches(command, (*COMMAND_HELP, "convert", "data", "export", "results"), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "run 'ccr --help' for the list."
         raise CCRError(f"{command!r} is not a command: {hint}")
     if len(args) == 1 or any(arg in ("-h", "--help") for arg in args[1:]):

@@ -44,7 +44,7 @@ def refuse_other_files(option: str, given: str) -> None:
     path = Path(given)
     if path.is_file() and path.suffix in (".th", ".pth", ".pt", ".bin", ".safetensors"):
         raise CCRError(
-            f"{option} {given}: this is no checkpoint of a run; one that the authors of CCR^k or CCLM published is "
+            f"{option}: this is no checkpoint of a run; one that the authors of CCR^k or CCLM published is "
             f"made a model by: ccr convert {given} FOLDER"
         )
 

@@ -35,9 +35,14 @@ _OF_THE_WEIGHTS = {"model": ("retriever",), "data": ("tokenizer", "transform")}
 def find_checkpoint(option: str, given: str) -> tuple[Path, Path]:
     """Returns the checkpoint that an option names, of a run its best one, and the folder of its run.
 
+    Args:
+        option: Its name, for messages; empty if the command names it without one.
+        given: Its value.
+
     Raises:
         CCRError: There is none.
     """
+    option = f"{option} {given}".lstrip()
     refuse_other_files(option, given)
     path = Path(given)
     if path.is_dir():
@@ -47,7 +52,7 @@ def find_checkpoint(option: str, given: str) -> tuple[Path, Path]:
                 print(f"no validation ran, hence there is no best checkpoint: {last} is taken", flush=True)
             path = last
     if not path.is_file():
-        raise CCRError(f"{option} {given}: there is no checkpoint at {path}; check the path.")
+        raise CCRError(f"{option}: there is no checkpoint at {path}; check the path.")
     if len(path.parts) < 3 or ".." in path.parts:  # the name of the run is in none of them
         return path, path.absolute().resolve().parent.parent
     return path, path.parent.parent
@@ -70,7 +75,7 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     if given is None:
         return list(args)
     path, added = Path(given), []
-    refuse_other_files("--init_from", given)
+    refuse_other_files(f"--init_from {given}", given)
     name = last_value(args, "--name")
     if name is None and on_command_line is not None:
         here = Path(os.path.abspath(path))
@@ -104,7 +109,7 @@ def _names_a_model(config: str) -> bool:
 
 def _part_of_the_weights(file: Path) -> str:
     """The path of a configuration with what belongs to the weights of the run that the file is of."""
-    config = _with_own_weights(load_config(str(file)))
+    config = with_own_weights(load_config(str(file)))
     return _temporary_config(
         {
             part: {name: config[part][name] for name in names if name in (config.get(part) or {})}
@@ -145,7 +150,7 @@ def add_run_config(args: Sequence[str]) -> list[str]:
         )
     others = [path for path in configs if not _is_same(path, file)]
     source = _other_source(args, others)
-    config = _with_own_weights(load_config(str(file)))
+    config = with_own_weights(load_config(str(file)))
     config["trainer"] = _without(config.get("trainer"), _OF_TRAINING)
     base = _temporary_config(config if source is None else _without_source(config))
     name = run.name if source is None else f"{run.name}-{source}"
@@ -233,8 +238,8 @@ def _without_source(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_own_weights(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without the weights that the encoders started from: the checkpoint has its own."""
+def with_own_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration without the weights that the encoders started from: the checkpoint has its own."""
     changed = copy.deepcopy(dict(config))
     part: Any = changed.get("model")
     for name in ("retriever", "init_args"):

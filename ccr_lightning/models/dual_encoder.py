@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,18 @@ class DualEncoder(nn.Module, ABC):
             attention_mask: (..., L) bool, True for tokens. A row without any (no such caption) gets an embedding that
                 means nothing, but is finite.
             most_tokens: A bound on the number of tokens, which may spare a GPU the wait for their count.
+        """
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path, results: Mapping[str, Any] | None = None) -> None:
+        """Saves the model with what prepares its inputs, for ``from_pretrained``, and with a card.
+
+        Args:
+            folder: Made if need be.
+            results: The document of a test of it, as in ``results.json``, for the card.
+
+        Raises:
+            CCRError: If a file cannot be written.
         """
 
     def new_parameters(self) -> set[str]:

@@ -81,10 +81,11 @@ class Account:
 
 
 class Published(NamedTuple):
-    """A published checkpoint: the retriever, and what became of each tensor."""
+    """A published checkpoint."""
 
     retriever: Retriever
-    account: Account
+    account: Account  # what became of each tensor
+    settings: Mapping[str, Any]  # what the file says beside the weights
 
 
 def load_published(
@@ -120,9 +121,11 @@ def read_published(path: str | Path, *, text_heads: int | None = None, image_siz
     content = read_torch_file(path)
     try:
         tensors = _tensors(content)
-        swin = _Swin.of(tensors, content.get("config"))
+        config = content.get("config")
+        settings = config if isinstance(config, Mapping) else {}
+        swin = _Swin.of(tensors, settings)
         text = _Text.of(tensors, text_heads)
-        return _assemble(tensors, swin, text, image_size)
+        return Published(*_assemble(tensors, swin, text, image_size), settings)
     except CCRError as error:
         raise CCRError(f"{path}: {error}") from error
 
@@ -182,7 +185,7 @@ class _Swin:
     image_size: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], config: Any) -> _Swin:
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> _Swin:
         embed_dim, *_ = _shape(tensors, "vision_encoder.patch_embed.proj.weight", None, 3, 4, 4)
         stages = _count(tensors, r"vision_encoder\.layers\.(\d+)\.", "stage of the image encoder")
         blocks = "vision_encoder.layers.{}.blocks.{}."
@@ -196,7 +199,7 @@ class _Swin:
         window = (math.isqrt(rows) + 1) // 2
         if (2 * window - 1) ** 2 != rows:
             raise CCRError(f"a table of relative positions has {rows} rows, which no window of Swin has.")
-        return cls(embed_dim, tuple(depths), tuple(heads), window, _image_size(tensors, window, config))
+        return cls(embed_dim, tuple(depths), tuple(heads), window, _image_size(tensors, window, settings))
 
     @property
     def width(self) -> int:
@@ -214,9 +217,9 @@ class _Swin:
         }
 
 
-def _image_size(tensors: Mapping[str, Tensor], window: int, config: Any) -> int:
+def _image_size(tensors: Mapping[str, Tensor], window: int, settings: Mapping[str, Any]) -> int:
     """What masks of shifted windows say, which blocks of all but the last stage have; else what the settings say."""
-    configured = config.get("image_res") if isinstance(config, Mapping) else None
+    configured = settings.get("image_res")
     for name, tensor in tensors.items():
         if found := re.fullmatch(r"vision_encoder\.layers\.(\d+)\.blocks\.\d+\.attn_mask", name):
             seen = math.isqrt(len(tensor)) * window * 4 << int(found[1])
@@ -267,7 +270,9 @@ class _Text:
         return {**sizes, "layers": layers}
 
 
-def _assemble(tensors: Mapping[str, Tensor], swin: _Swin, text: _Text, image_size: int | None) -> Published:
+def _assemble(
+    tensors: Mapping[str, Tensor], swin: _Swin, text: _Text, image_size: int | None
+) -> tuple[Retriever, Account]:
     embed_dim, _ = _shape(tensors, "text_proj.weight", None, text.width)
     settings: dict[str, Any] = {
         "image_encoder": swin.settings(swin.image_size),
@@ -280,7 +285,7 @@ def _assemble(tensors: Mapping[str, Tensor], swin: _Swin, text: _Text, image_siz
     retriever.load_state_dict(state)
     if image_size not in (None, swin.image_size):
         retriever = _resampled(retriever, {**settings, "image_encoder": swin.settings(image_size)}, account)
-    return Published(retriever.eval(), account)
+    return retriever.eval(), account
 
 
 def _translate(

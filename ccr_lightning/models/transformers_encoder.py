@@ -117,8 +117,9 @@ class TransformersDualEncoder(DualEncoder):
         if self.logit_bias is not None:
             state["logit_bias"] = self.logit_bias.detach()
         try:
-            self.model.save_pretrained(folder, state_dict=state)
-            self.transform.processor.save_pretrained(folder)
+            with _quiet():
+                self.model.save_pretrained(folder, state_dict=state)
+                self.transform.processor.save_pretrained(folder)
         except OSError as error:
             raise CCRError(f"{folder}: the model could not be written ({error}); choose another place.") from error
         self.tokenizer.save(folder)

@@ -1,0 +1,63 @@
+"""``ccr export``: a trained model as a folder to keep and to share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ccr_lightning.cli.load_model import load_model
+from ccr_lightning.errors import CCRError
+
+HELP = """\
+usage: ccr export MODEL FOLDER
+
+Writes a model into a folder of its own: weights (safetensors, adapters merged), settings, tokeniser, preprocessing, and
+a card with the results of its test. 'ccr test --ckpt_path FOLDER', 'ccr fit --init_from FOLDER' and from_pretrained in
+Python take it. A dual encoder of transformers is written as transformers itself does it.
+
+arguments:
+  MODEL                 a run (its best checkpoint), a checkpoint in the folder of its run, a model's folder, or a name
+                        on the Hugging Face hub
+  FOLDER                a new one
+
+example:
+  ccr export runs/pretrain models/openmoji
+"""
+
+
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise CCRError(f"ccr export: {message}; 'ccr export --help' explains.")
+
+
+def run(args: Sequence[str]) -> int:
+    """Writes the folder.
+
+    Raises:
+        CCRError: For whatever the user can put right.
+    """
+    if not args or any(arg in ("-h", "--help") for arg in args):
+        print(HELP, end="")
+        return 0
+    parser = _Arguments(prog="ccr export", add_help=False, allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    options = parser.parse_args(args)
+    check_new(options.folder)
+    _, model, results = load_model(options.model)
+    model.save_pretrained(options.folder, results)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{parameters / 1e6:.1f} M parameters written to {options.folder}")
+    return 0
+
+
+def check_new(folder: Path) -> None:
+    """Checks that a folder to write to is new or empty.
+
+    Raises:
+        CCRError: If not.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CCRError(f"{folder}: there is something already; name a new folder.")

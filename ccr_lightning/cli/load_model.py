@@ -1,0 +1,80 @@
+"""The model that a command names: of a run or its checkpoint, of a folder, or of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentParser
+
+from ccr_lightning.cli.messages import load_config
+from ccr_lightning.cli.model_config import model_name, names_model
+from ccr_lightning.cli.run_config import find_checkpoint, with_own_weights
+from ccr_lightning.data.datamodule import CaptionDataModule
+from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.data.transforms import ImageTransform
+from ccr_lightning.errors import CCRError
+from ccr_lightning.models.dual_encoder import DualEncoder
+from ccr_lightning.models.loading import from_pretrained
+from ccr_lightning.training.checkpointing import AtomicCheckpointIO, explain_mismatch
+from ccr_lightning.training.tuning import merge_adapters, tune
+
+
+class Named(NamedTuple):
+    """A model that a command names."""
+
+    name: str
+    model: DualEncoder  # in evaluation mode, with its tokenizer and transform
+    results: dict[str, Any] | None  # of the test of this checkpoint, if there was one
+
+
+def load_model(given: str) -> Named:
+    """Loads the model of a run (its best checkpoint), of a checkpoint in a run's folder, of a folder or of the hub.
+
+    Raises:
+        CCRError: There is none, it is damaged, or its run has no configuration.
+    """
+    if names_model(given):
+        return Named(model_name(given), from_pretrained(given), None)
+    checkpoint, run = find_checkpoint("", given)
+    if not (run / "config.yaml").is_file():
+        raise CCRError(f"{given}: there is no {run / 'config.yaml'}, which a run has; pass a run or a model's folder.")
+    config = with_own_weights(load_config(str(run / "config.yaml")))
+    content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    of = config["model"]
+    model: DualEncoder = _built(of["retriever"], DualEncoder)
+    if of.get("tuned") == "lora":
+        tune(model, "lora", lora_rank=of["lora_rank"])
+    prefix = "retriever."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in content["state_dict"].items()}
+    if mismatch := explain_mismatch(model.state_dict(), weights):
+        raise CCRError(f"{checkpoint}: {mismatch}")
+    model.load_state_dict(weights)
+    merge_adapters(model)
+    if model.tokenizer is None:
+        model.tokenizer = CaptionTokenizer.from_dict(content[CaptionDataModule.__qualname__]["tokenizer"])
+    if model.transform is None:
+        transform = config["data"].get("transform")
+        model.transform = _built(transform, ImageTransform) if transform else ImageTransform()
+    return Named(run.name, model.eval(), _results(run, checkpoint))
+
+
+def _built(part: dict[str, Any], kind: type) -> Any:
+    """An object of what a configuration says."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=kind)
+    return parser.instantiate(parser.parse_object({"part": part})).part
+
+
+def _results(run: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """What the run's own test found, if it was a test of this checkpoint."""
+    try:
+        document: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CCRError(
+            f"{run / 'results.json'}: cannot be read ({error}); test the run again, or remove it."
+        ) from error
+    return document if Path(document["checkpoint"]["path"]).name == checkpoint.name else None

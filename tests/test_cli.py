@@ -92,6 +92,8 @@ def loads_no_torch(*arguments):
         (["test", "--help"], "usage: ccr test --ckpt_path PATH"),
         (["validate", "--help"], "usage: ccr validate"),
         (["predict", "--help"], "usage: ccr predict"),
+        (["convert", "--help"], "usage: ccr convert FILE FOLDER"),
+        (["export"], "usage: ccr export MODEL FOLDER"),
         (
             ["test", "--help"],
             "ccr test --ckpt_path runs/pretrain --model.protocol.rerank_depth 16 ",

@@ -59,7 +59,7 @@ def assert_computes(retriever, weights, image_size):
 def test_it_computes_what_the_authors_model_computes(save, fine_tuned, image_size, window):
     weights = random_weights(image_size=image_size, window=window, fine_tuned=fine_tuned)
     path = save(weights, config={"image_res": image_size})
-    retriever, account = read_published(path, text_heads=TEXT_HEADS)
+    retriever, account, _ = read_published(path, text_heads=TEXT_HEADS)
     assert_computes(retriever, weights, image_size)
     assert account.loaded.keys() | account.ignored.keys() == {name.replace(".bert.", ".") for name in weights}
     assert not account.loaded.keys() & account.ignored.keys()
@@ -111,7 +111,7 @@ def test_for_larger_images_the_tables_are_interpolated(save):
             own = int(len(table) ** 0.5)
             weights[name] = torch.linspace(-1, 1, own).repeat(own)[:, None].expand_as(table).contiguous()
     path = save(weights)
-    retriever, account = read_published(path, text_heads=TEXT_HEADS, image_size=128)
+    retriever, account, _ = read_published(path, text_heads=TEXT_HEADS, image_size=128)
     small = load_published(path, text_heads=TEXT_HEADS)
     assert retriever.image_encoder.image_size == 128
     assert retriever.encode_image(torch.randn(1, 3, 128, 128)).states.shape == (1, 1 + 16, 64)

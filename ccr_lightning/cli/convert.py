@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ccr_lightning.cli.export import check_new
-from ccr_lightning.data.tokenizer import CaptionTokenizer
-from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
-from ccr_lightning.models.published import read_published
 
 HELP = """\
 usage: ccr convert FILE FOLDER [options]
@@ -55,6 +52,10 @@ def run(args: Sequence[str]) -> int:
     if not args or any(arg in ("-h", "--help") for arg in args):
         print(HELP, end="")
         return 0
+    from ccr_lightning.data.tokenizer import CaptionTokenizer
+    from ccr_lightning.data.transforms import ImageTransform
+    from ccr_lightning.models.published import read_published
+
     parser = _Arguments(prog="ccr convert", add_help=False, allow_abbrev=False)
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("folder", type=Path, metavar="FOLDER")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ccr_lightning.cli.load_model import load_model
 from ccr_lightning.errors import CCRError
 
 HELP = """\
@@ -41,6 +40,8 @@ def run(args: Sequence[str]) -> int:
     if not args or any(arg in ("-h", "--help") for arg in args):
         print(HELP, end="")
         return 0
+    from ccr_lightning.cli.load_model import load_model
+
     parser = _Arguments(prog="ccr export", add_help=False, allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("folder", type=Path, metavar="FOLDER")

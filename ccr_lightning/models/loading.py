@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccr_lightning.models.dual_encoder import DualEncoder
-from ccr_lightning.models.pretrained import MODEL_TYPE, check_retriever_config, find_pretrained, read_config
+from ccr_lightning.models.pretrained import LIBRARY, check_retriever_config, find_pretrained, read_config
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.transformers_encoder import TransformersDualEncoder, tokenizer_settings
 
@@ -36,7 +36,7 @@ def from_pretrained(name_or_path: str | Path) -> DualEncoder:
     Raises:
         CCRError: There is none, it is of no known kind, or its files are damaged.
     """
-    if read_config(name_or_path).get("model_type") == MODEL_TYPE:
+    if read_config(name_or_path).get("library_name") == LIBRARY:
         return Retriever.from_pretrained(name_or_path)
     return TransformersDualEncoder(str(name_or_path)).eval()
 
@@ -48,7 +48,7 @@ def describe(name_or_path: str) -> Description:
         CCRError: There is none, or it is of no known kind.
     """
     config = read_config(name_or_path)
-    if config.get("model_type") != MODEL_TYPE:
+    if config.get("library_name") != LIBRARY:
         named = {"name_or_path": name_or_path}
         without_fusion = {"matching_weight": 0.0, "masked_lm_weight": 0.0}
         is_sigmoid = str(config.get("model_type")).startswith("siglip")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ccr_lightning.data.tokenizer import CaptionTokenizer
     from ccr_lightning.data.transforms import ImageTransform
 
-MODEL_TYPE = "ccr-lightning"
+LIBRARY = "ccr-lightning"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = 1
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -55,7 +55,7 @@ def write_pretrained(
         )
     names = [WEIGHTS, *tokenizer.save(folder)]
     config = {
-        "model_type": MODEL_TYPE,
+        "library_name": LIBRARY,
         "format": _FORMAT,
         "made_with": f"ccr-lightning {__version__}",
         "retriever": dict(settings),
@@ -127,8 +127,8 @@ def check_retriever_config(folder: Path, config: Mapping[str, Any]) -> None:
         CCRError: If not; it names the file.
     """
     path = folder / CONFIG
-    if config.get("model_type") != MODEL_TYPE:
-        raise CCRError(f"{path}: this is a model of type {config.get('model_type')!r} and no {MODEL_TYPE} retriever.")
+    if config.get("library_name") != LIBRARY:
+        raise CCRError(f"{path}: this is no retriever of {LIBRARY}; load it with from_pretrained of the package.")
     if config.get("format") != _FORMAT:
         raise CCRError(f"{path}: its format is {config.get('format')!r}, and this version reads {_FORMAT}: update it.")
     kinds = {"retriever": dict, "tokenizer": dict, "transform": dict, "sha256": dict}

@@ -15,6 +15,7 @@ from ccr_lightning import distributed
 from ccr_lightning.functional.contrastive import english_pivot_contrastive_loss, one_to_k_contrastive_loss
 from ccr_lightning.functional.masking import mask_tokens
 from ccr_lightning.functional.matching import draw_matching
+from ccr_lightning.functional.sigmoid import one_to_k_sigmoid_loss
 from ccr_lightning.losses import ContrastiveLoss
 from ccr_lightning.models.fusion import FusionEncoder
 from ccr_lightning.models.retriever import Retriever
@@ -29,9 +30,11 @@ CASES = {
     "one_to_k": {"objective": "one_to_k"},
     "one_to_k, authors' weight": {"objective": "one_to_k", "text_to_image_weight": 1 / K},
     "one_to_k, plain": {"objective": "one_to_k", "plain": True},
+    "one_to_k_sigmoid": {"objective": "one_to_k_sigmoid"},
     "one_to_one": {"objective": "one_to_one"},
     "english_pivot": {"objective": "english_pivot"},
 }
+BIAS = -2.0
 COUNTS = {"uneven": (3, 0, 2), "nowhere": (0, 0, 0)}  # items of each rank
 
 
@@ -85,7 +88,8 @@ def inputs(data, objective, plain):
 def contrastive_of_rank(data, objective, plain=False, **options):
     towers = DistributedDataParallel(Towers())
     images, texts, given = inputs(data, objective, plain)
-    loss = ContrastiveLoss(objective, **options)(*towers(images, texts), languages=LANGUAGES, **given)
+    bias = (BIAS,) if objective == "one_to_k_sigmoid" else ()
+    loss = ContrastiveLoss(objective, **options)(*towers(images, texts), *bias, languages=LANGUAGES, **given)
     loss.backward()
     return loss.detach(), [parameter.grad for parameter in towers.parameters()]
 
@@ -95,6 +99,8 @@ def contrastive_of_one_process(data, objective, plain=False, **options):
     images, texts, given = inputs(data, objective, plain)
     if objective == "english_pivot":
         loss = english_pivot_contrastive_loss(*towers(images, texts), pivot=1, **given)
+    elif objective == "one_to_k_sigmoid":
+        loss = one_to_k_sigmoid_loss(*towers(images, texts), BIAS, **given)
     else:
         loss = one_to_k_contrastive_loss(*towers(images, texts), **given, **options)
     loss.backward()

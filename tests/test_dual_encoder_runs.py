@@ -15,7 +15,6 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.models.transformers_encoder import TransformersDualEncoder
 from ccr_lightning.training.tuning import merge_adapters, tune
 
-
 FIT_CLIP = ("fit", "--init_from", "clip", "--config", "tiny.yaml")
 
 

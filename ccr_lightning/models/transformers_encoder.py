@@ -63,6 +63,7 @@ class TransformersDualEncoder(DualEncoder):
         self.transform: ProcessorTransform = ProcessorTransform(name_or_path)
         self.tokenizer: CaptionTokenizer = CaptionTokenizer(name_or_path, **tokenizer_settings(name_or_path))
         self._freeze_unreached()
+        self.train()
 
     @property
     def vocab_size(self) -> int:
@@ -130,6 +131,7 @@ class TransformersDualEncoder(DualEncoder):
 
     def _freeze_unreached(self) -> None:
         """Freezes what embeddings do not depend on, such as a pooling layer: ddp stops at what has no gradient."""
+        self.eval()
         pixels = torch.from_numpy(self.transform.evaluate(Image.new("RGB", (64, 48))))
         images = self.transform.normalize(pixels.permute(2, 0, 1)[None])
         embeds = [self.encode_image(images).embeds, self.encode_text(*self.tokenizer.encode(["a"])).embeds]
@@ -179,7 +181,7 @@ def _encoded(features: Any) -> Encoded:
 
 
 def _load(name_or_path: str, pretrained: bool) -> Any:
-    """The model, in float32 and evaluation mode; nothing but transformers' own code makes it."""
+    """The model in float32; nothing but transformers' own code makes it."""
     from transformers import AutoConfig, AutoModel
 
     settings: dict[str, Any] = {"trust_remote_code": False}

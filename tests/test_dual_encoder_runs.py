@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import subprocess
 import sys
 
 import pytest
@@ -104,6 +105,23 @@ def test_what_is_tuned_moves_and_nothing_else(ccr, home, kind, tuned, moved, kep
     assert not any(re.search(kept, key) for key in changed)
     config = (home / "runs" / name / "config.yaml").read_text()
     assert f"objective: {'one_to_k_sigmoid' if kind == 'siglip2' else 'one_to_k'}\n" in config
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["AltCLIP", "Siglip2"])
+def test_two_processes_train_it(home, tmp_path, kind, strategy):
+    """ddp stops at parameters that get no gradient, of which AltCLIP has some."""
+    model = save_tiny(kind, tmp_path / "model")
+    arguments = ["--init_from", str(model), "--config", str(home / "tiny.yaml"), "--name", "two"]
+    devices = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.batch_size", "4"]
+    command = [sys.executable, "-m", "ccr_lightning.cli.main", "fit", *arguments, *devices]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    start = {f"retriever.{key}": of for key, of in TransformersDualEncoder(str(model)).state_dict().items()}
+    end = weights_of(tmp_path / "runs" / "two")
+    assert start.keys() == end.keys()
+    assert not any(start[key].equal(end[key]) for key in start if "layers.0.mlp.fc1.weight" in key)
 
 
 def test_a_trained_run_is_exported_and_scores_alike(ccr, home):

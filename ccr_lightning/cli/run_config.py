@@ -72,7 +72,7 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     given = on_command_line
     if given is None:
         given = next((str(of) for path in configs[::-1] if (of := load_config(path).get("init_from"))), None)
-    if given is None:
+    if given in (None, "null"):  # null is what a model's name has become for the processes that a run starts
         return list(args)
     path, added = Path(given), []
     refuse_other_files(f"--init_from {given}", given)

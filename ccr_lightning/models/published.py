@@ -16,6 +16,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.models.dual_encoder import MAX_TEMPERATURE, MIN_TEMPERATURE
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.torch_file import read_torch_file
+from ccr_lightning.models.vision import ImageEncoder
 
 _HEAD_SIZE = 64  # components of an attention head of XLM-R
 _REDUCTION = 32  # pixels to a side of what Swin's last stage sees: a patch of 4, doubled three times
@@ -284,7 +285,7 @@ def _assemble(
     state, account = _translate(tensors, retriever.state_dict(), text)
     retriever.load_state_dict(state)
     if image_size not in (None, swin.image_size):
-        retriever = _resampled(retriever, {**settings, "image_encoder": swin.settings(image_size)}, account)
+        _resample(retriever, swin.settings(image_size), account)
     return retriever.eval(), account
 
 
@@ -370,16 +371,15 @@ def _check_positions(tensors: Mapping[str, Tensor], positions: int) -> None:
         )
 
 
-def _resampled(retriever: Retriever, settings: Mapping[str, Any], account: Account) -> Retriever:
-    """The same for images of another size."""
-    resized = Retriever.from_settings(settings)
-    prefix = "image_encoder."
-    state = retriever.state_dict()
-    of_encoder = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-    fitted = {f"{prefix}{name}": tensor for name, tensor in resized.image_encoder.resample(of_encoder).items()}
+def _resample(retriever: Retriever, settings: Mapping[str, Any], account: Account) -> None:
+    """Gives a retriever an image encoder for images of another size, in place."""
+    before = retriever.image_encoder.state_dict()
+    encoder = ImageEncoder(**settings)
+    after = encoder.resample(before)
     for theirs, name in account.loaded.items():
-        if name in fitted and fitted[name].shape != state[name].shape:
-            before, after = (" x ".join(map(str, of.shape)) for of in (state[name], fitted[name]))
-            account.changed[theirs] = f"interpolated from {before} to {after}"
-    resized.load_state_dict({**state, **fitted})
-    return resized
+        own = name.removeprefix("image_encoder.")
+        if own in after and after[own].shape != before[own].shape:
+            sizes = [" x ".join(map(str, of[own].shape)) for of in (before, after)]
+            account.changed[theirs] = f"interpolated from {sizes[0]} to {sizes[1]}"
+    encoder.load_state_dict(after)
+    retriever.image_encoder = encoder

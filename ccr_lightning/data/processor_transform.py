@@ -13,6 +13,7 @@ from ccr_lightning.data.patches import pack_patches
 from ccr_lightning.data.pixels import EncodedPicture, Pixels
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
+from ccr_lightning.hub import TEXTS, local_folder
 
 
 class ProcessorTransform(ImageTransform):
@@ -91,7 +92,7 @@ def _load(name_or_path: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(name_or_path)
+        processor: Any = AutoImageProcessor.from_pretrained(local_folder(name_or_path, *TEXTS))
     except Exception as error:
         raise CCRError(
             f"the image processor of {name_or_path!r} cannot be loaded ({type(error).__name__}); give the path of a "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.hub import TEXTS, local_folder
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # the first four numbered as in XLM-R
 _ROLES = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
@@ -253,7 +254,7 @@ def _from_pretrained(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS))
     except ImportError as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise CCRError(f"the tokeniser {name_or_path!r} cannot be loaded: {reason}; install it.") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccr_lightning.models.dual_encoder import DualEncoder
-from ccr_lightning.models.pretrained import LIBRARY, check_retriever_config, find_pretrained, read_config
+from ccr_lightning.models.pretrained import LIBRARY, check_retriever_config, read_config, retriever_folder
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.transformers_encoder import TransformersDualEncoder, tokenizer_settings
 
@@ -58,7 +58,7 @@ def describe(name_or_path: str) -> Description:
             _of(_PROCESSOR, named),
             {**without_fusion, "objective": "one_to_k_sigmoid" if is_sigmoid else "one_to_k"},
         )
-    folder = find_pretrained(name_or_path)
+    folder = retriever_folder(name_or_path)
     check_retriever_config(folder, config)
     parts = {
         "image_encoder": "ccr_lightning.models.vision.ImageEncoder",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ccr_lightning._version import __version__
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.hub import local_folder
 from ccr_lightning.models.card import model_card
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 LIBRARY = "ccr-lightning"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = 1
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def write_pretrained(
@@ -71,32 +70,13 @@ def write_pretrained(
         file.write((json.dumps(config, indent=2) + "\n").encode())
 
 
-def find_pretrained(name_or_path: str | Path, *patterns: str) -> Path:
-    """Returns the folder of a model: the one that is named, or what the Hugging Face hub has under a name.
-
-    Args:
-        name_or_path: The folder or the name.
-        patterns: Files to fetch from the hub beside settings and vocabulary; those of a retriever by default.
+def retriever_folder(name_or_path: str | Path) -> Path:
+    """Returns the folder of a retriever, a copy of the hub's if it is named by its name there.
 
     Raises:
-        CCRError: There is no such folder, and nothing on the hub, or no way to it.
+        CCRError: There is none.
     """
-    folder = Path(name_or_path)
-    return folder if folder.is_dir() else _from_hub(str(name_or_path), "*.json", *(patterns or (WEIGHTS,)))
-
-
-def _from_hub(name: str, *patterns: str) -> Path:
-    if not _HUB_NAME.fullmatch(name) or Path(name).exists():
-        raise CCRError(f"{name}: there is no such folder of a model; check the path.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's client raises anything from OSError to ValueError
-        raise CCRError(
-            f"{name}: there is no such folder here, and the Hugging Face hub has no such model or cannot be "
-            f"reached ({type(error).__name__}): pass the path of a folder with the model's files."
-        ) from error
+    return local_folder(name_or_path, "*.json", WEIGHTS)
 
 
 def read_config(name_or_path: str | Path) -> dict[str, Any]:
@@ -105,9 +85,7 @@ def read_config(name_or_path: str | Path) -> dict[str, Any]:
     Raises:
         CCRError: It is missing or damaged, or the hub cannot be reached.
     """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = _from_hub(str(name_or_path), CONFIG)
+    folder = local_folder(name_or_path, CONFIG)
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -15,9 +15,9 @@ from ccr_lightning.models.fusion import FusionEncoder, MaskedLMHead, MatchingHea
 from ccr_lightning.models.mismatch import mismatch
 from ccr_lightning.models.pretrained import (
     check_retriever_config,
-    find_pretrained,
     read_config,
     read_weights,
+    retriever_folder,
     write_pretrained,
 )
 from ccr_lightning.models.text import TextEncoder
@@ -159,7 +159,7 @@ class Retriever(DualEncoder):
         from ccr_lightning.data.tokenizer import CaptionTokenizer
         from ccr_lightning.data.transforms import ImageTransform
 
-        folder = find_pretrained(name_or_path)
+        folder = retriever_folder(name_or_path)
         config = read_config(folder)
         check_retriever_config(folder, config)
         try:

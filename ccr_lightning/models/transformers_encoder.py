@@ -19,6 +19,7 @@ from ccr_lightning.data.processor_transform import ProcessorTransform
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
+from ccr_lightning.hub import TEXTS, local_folder, model_folder
 from ccr_lightning.models.card import model_card
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded, normalised
 from ccr_lightning.models.parts import layers_of, unreached
@@ -146,7 +147,9 @@ def tokenizer_settings(name_or_path: str) -> dict[str, Any]:
 
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
+    except CCRError:
+        raise
     except Exception as error:
         raise _cannot_load(name_or_path, error) from error
     if not hasattr(config, "text_config"):
@@ -187,11 +190,13 @@ def _load(name_or_path: str, pretrained: bool) -> Any:
     settings: dict[str, Any] = {"trust_remote_code": False}
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(name_or_path, **settings)
             if not pretrained:
+                config = AutoConfig.from_pretrained(local_folder(name_or_path, *TEXTS), **settings)
                 return AutoModel.from_config(config, **settings)
             settings |= {"dtype": torch.float32, "output_loading_info": True}
-            model, info = AutoModel.from_pretrained(name_or_path, **settings)
+            model, info = AutoModel.from_pretrained(model_folder(name_or_path), **settings)
+    except CCRError:
+        raise
     except Exception as error:  # transformers and the hub raise anything
         raise _cannot_load(name_or_path, error) from error
     if absent := sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]:
@@ -221,7 +226,7 @@ def _tokenizer(name_or_path: str) -> Any:
 
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(name_or_path)
+            return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS))
     except Exception as error:
         raise CCRError(
             f"the tokeniser of {name_or_path!r} cannot be loaded ({_reason(error)}); complete its files."

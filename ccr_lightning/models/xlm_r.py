@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.models.pretrained import find_pretrained, read_config
+from ccr_lightning.hub import model_folder
+from ccr_lightning.models.pretrained import read_config
 from ccr_lightning.models.torch_file import read_torch_file
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def start_from_xlm_r(retriever: Retriever, name_or_path: str) -> set[str]:
     Raises:
         CCRError: There is no such model, it is of another kind or size, or a tensor is missing.
     """
-    folder = find_pretrained(name_or_path, "*.safetensors", "pytorch_model.bin")
+    folder = model_folder(name_or_path)
     config = _config(folder)
     text, fusion = retriever.text_encoder, retriever.fusion
     sizes = {

@@ -149,6 +149,31 @@ def test_a_folder_that_is_not_as_it_was_saved(copy, damage, says):
         Retriever.from_pretrained(copy)
 
 
+def test_settings_cannot_have_a_file_read(copy, tmp_path):
+    """timm would unpickle what ``checkpoint_path`` names, code and all."""
+
+    class Runs:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save(Runs(), copy / "hostile.pth")
+    changes = [
+        (
+            lambda of: of["model_args"].update(checkpoint_path=str(copy / "hostile.pth")),
+            "model_args has 'checkpoint_path'",
+        ),
+        (lambda of: of.update(pretrained_file=str(copy / "hostile.pth")), "have 'pretrained_file'"),
+    ]
+    for change, says in changes:
+        config = json.loads((copy / "config.json").read_text())
+        encoder = config["retriever"]["image_encoder"]
+        encoder["model_args"] = {}
+        change(encoder)
+        with pytest.raises(CCRError, match=says):
+            Retriever.from_settings(config["retriever"])
+    assert not (tmp_path / "ran").exists()
+
+
 def test_nothing_at_a_path_and_no_way_to_the_hub(tmp_path, monkeypatch):
     with pytest.raises(CCRError, match="nowhere: there is no such folder of a model"):
         from_pretrained(tmp_path / "nowhere")

@@ -92,7 +92,7 @@ def _load(name_or_path: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(local_folder(name_or_path, *TEXTS))
+        processor: Any = AutoImageProcessor.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
     except Exception as error:
         raise CCRError(
             f"the image processor of {name_or_path!r} cannot be loaded ({type(error).__name__}); give the path of a "

@@ -254,7 +254,7 @@ def _from_pretrained(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS))
+        return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
     except ImportError as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise CCRError(f"the tokeniser {name_or_path!r} cannot be loaded: {reason}; install it.") from error

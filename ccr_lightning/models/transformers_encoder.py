@@ -226,7 +226,7 @@ def _tokenizer(name_or_path: str) -> Any:
 
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS))
+            return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
     except Exception as error:
         raise CCRError(
             f"the tokeniser of {name_or_path!r} cannot be loaded ({_reason(error)}); complete its files."

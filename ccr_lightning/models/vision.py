@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ccr_lightning.errors import CCRError
 
+# Arguments of timm's factory: with one of them the settings of a model could read a pickled file.
+_OF_TIMM = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable"}
+
 
 def _known(name: str) -> bool:
     """Whether timm has a model of this name and, after a dot, weights of this tag."""
@@ -89,6 +92,11 @@ class ImageEncoder(nn.Module):
         if not _known(name):
             close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
             raise CCRError(f"timm has no image model {name!r}: choose one of its models, {', '.join(close) or 'any'}.")
+        if refused := _OF_TIMM & (model_args or {}).keys():
+            raise CCRError(
+                f"model_args has {min(refused)!r}, which is no argument of a model: weights are loaded by pretrained and "
+                "pretrained_file."
+            )
         config = timm.get_pretrained_cfg(name)
         args: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path_rate}
         if config.fixed_input_size:

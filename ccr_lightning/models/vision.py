@@ -94,8 +94,8 @@ class ImageEncoder(nn.Module):
             raise CCRError(f"timm has no image model {name!r}: choose one of its models, {', '.join(close) or 'any'}.")
         if refused := _OF_TIMM & (model_args or {}).keys():
             raise CCRError(
-                f"model_args has {min(refused)!r}, which is no argument of a model: weights are loaded by pretrained and "
-                "pretrained_file."
+                f"model_args has {min(refused)!r}, which is no argument of a model: pretrained and pretrained_file "
+                "load weights."
             )
         config = timm.get_pretrained_cfg(name)
         args: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path_rate}

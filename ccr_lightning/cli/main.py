@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 
 from ccr_lightning._version import __version__
 from ccr_lightning.cli.processes import is_first_process
@@ -23,6 +24,8 @@ commands:
   predict     write the embeddings of the test split's images and captions
   convert     make a model of a checkpoint that the authors of CCR^k or CCLM published
   export      write a trained model into a folder to keep and to share
+  embed       embed pictures once, into an index
+  search      find pictures of an index, by captions in any language or by pictures
   results     show the results of several runs side by side
   data        check, preview, build, shard and translate captioned images, without a model
 
@@ -114,6 +117,7 @@ example:
 """,
 }
 
+_OTHERS = ("convert", "data", "embed", "export", "results", "search")  # commands without a trainer, a module each
 SECONDS_FOR_THE_FIRST = 10
 
 
@@ -139,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except KeyboardInterrupt:  # during the imports; later the command itself says how to go on
-        goes_on = {"data": "; what is finished stays", "fit": "; a run that has begun goes on with --resume auto"}
+        goes_on = {name: "; what is finished stays" for name in ("data", "embed")}
+        goes_on |= {"fit": "; a run that has begun goes on with --resume auto"}
         print(f"error: interrupted: start it again{goes_on.get(args[0], '')}.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output, head say, has seen enough
@@ -172,26 +177,12 @@ def _first_process_speaks(parent: int) -> bool:
 
 def _dispatch(args: list[str]) -> int:
     command = args[0]
-    if command == "data":
-        from ccr_lightning.cli.data import run as run_data
-
-        return run_data(args[1:])
-    if command == "results":
-        from ccr_lightning.cli.results import run as run_results
-
-        return run_results(args[1:])
-    if command == "export":
-        from ccr_lightning.cli.export import run as run_export
-
-        return run_export(args[1:])
-    if command == "convert":
-        from ccr_lightning.cli.convert import run as run_convert
-
-        return run_convert(args[1:])
+    if command in _OTHERS:
+        return int(import_module(f"ccr_lightning.cli.{command}").run(args[1:]))
     if command not in COMMAND_HELP:
         from difflib import get_close_matches
 
-        close = get_close_matches(command, (*COMMAND_HELP, "convert", "data", "export", "results"), n=1)
+        close = get_close_matches(command, (*COMMAND_HELP, *_OTHERS), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "run 'ccr --help' for the list."
         raise CCRError(f"{command!r} is not a command: {hint}")
     if len(args) == 1 or any(arg in ("-h", "--help") for arg in args[1:]):

@@ -1,0 +1,1 @@
+"""Pictures embedded once, and found in any language."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ccr_lightning.functional.ranks import retrieval_ranks
     from ccr_lightning.functional.retrieval import recall_at_k
     from ccr_lightning.metrics import MeanRankVariance, RecallAtK
+    from ccr_lightning.models.loading import from_pretrained
     from ccr_lightning.models.retriever import Retriever
     from ccr_lightning.training.module import RetrievalModule
 
@@ -26,6 +27,7 @@ _HOME = {
     "mean_rank_variance": "ccr_lightning.functional.consistency",
     "RecallAtK": "ccr_lightning.metrics",
     "MeanRankVariance": "ccr_lightning.metrics",
+    "from_pretrained": "ccr_lightning.models.loading",
     "Retriever": "ccr_lightning.models.retriever",
     "CaptionDataModule": "ccr_lightning.data.datamodule",
     "RetrievalModule": "ccr_lightning.training.module",
@@ -38,6 +40,7 @@ __all__ = [
     "RetrievalModule",
     "Retriever",
     "__version__",
+    "from_pretrained",
     "mean_rank_variance",
     "one_to_k_contrastive_loss",
     "recall_at_k",

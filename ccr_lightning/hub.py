@@ -11,12 +11,13 @@ TEXTS = ("*.json", "*.txt", "*.model")  # settings and vocabularies
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def local_folder(name_or_path: str | Path, *patterns: str) -> Path:
+def local_folder(name_or_path: str | Path, *patterns: str, subfolder: str = "") -> Path:
     """Returns the folder of a model: the one that is named, or a copy of what the hub has under a name.
 
     Args:
         name_or_path: The folder or the name.
-        patterns: Which files of the hub's are needed; none of its folders are.
+        patterns: Which files of the hub's are needed.
+        subfolder: The folder of the hub's in which they lie.
 
     Raises:
         CCRError: There is no such folder, and nothing on the hub, or no way to it.
@@ -36,7 +37,8 @@ def local_folder(name_or_path: str | Path, *patterns: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+        wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=None if subfolder else ["*/*"]))
     except Exception as error:  # the hub's client raises anything from OSError to ValueError
         raise CCRError(
             f"{name}: there is no such folder here, and the Hugging Face hub has no such model or cannot be reached "

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -66,6 +67,26 @@ def first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
         from lightning.fabric.utilities.rank_zero import rank_zero_only
 
         monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], Path]:
+    """A function that puts a copy of a folder where the hub's client keeps what it fetched; it is offline, too."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(folder: Path, name: str) -> Path:
+        place, commit = tmp_path / "hub" / f"models--{name.replace('/', '--')}", "0" * 40
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text(commit)
+        if not (folder / "config.json").exists():  # of which the client takes a note
+            (place / ".no_exist" / commit).mkdir(parents=True)
+            (place / ".no_exist" / commit / "config.json").touch()
+        return Path(shutil.copytree(folder, place / "snapshots" / commit))
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,11 @@ def test_a_tokeniser_must_fit_the_text_encoder():
         check_tokenizer(retriever(), CaptionTokenizer(vocab_size=31))
     with pytest.raises(CCRError, match=r"captions of 41 tokens .* only 40 positions"):
         check_tokenizer(retriever(), CaptionTokenizer(vocab_size=30, max_tokens=41))
+    with_own = retriever()
+    with_own.tokenizer = CaptionTokenizer(vocab_size=31)  # as that of multilingual SigLIP, with tokens that no text has
+    check_tokenizer(with_own, CaptionTokenizer(vocab_size=31))
+    with pytest.raises(CCRError, match="the data's tokeniser is not the one that the model was trained with"):
+        check_tokenizer(with_own, CaptionTokenizer(vocab_size=32))
 
 
 def test_the_other_checks_load_no_tokeniser(data):

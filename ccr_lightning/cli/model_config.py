@@ -1,4 +1,4 @@
-"""The part of a configuration that a model brings which is no run: a folder, or a name on the Hugging Face hub."""
+"""The part of a configuration that a model brings which is no run: a folder, a name on the hub or of a library."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from typing import Any
 from ccr_lightning.errors import CCRError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_OF_LIBRARIES = ("open_clip:", "sentence-transformers:")
+_CONFIGS = ("config.json", "open_clip_config.json")
 
 
 def names_model(given: str) -> bool:
-    """Whether what an option names is a model, and no run or checkpoint: a folder of one, or else a name on the hub.
+    """Whether what an option names is a model, and no run or checkpoint.
+
+    That is a folder of one, or ``open_clip:...`` or ``sentence-transformers:...``, or else a name on the hub.
 
     Example:
         >>> names_model("google/siglip2-base-patch16-224"), names_model("runs/pretrain/checkpoints/best.ckpt")
         (True, False)
+        >>> names_model("open_clip:ViT-B-32/openai")
+        True
     """
+    if given.startswith(_OF_LIBRARIES):
+        return True
     path = Path(given)
     if path.exists():
-        return path.is_dir() and (path / "config.json").is_file() and not (path / "checkpoints").exists()
+        has_config = any((path / name).is_file() for name in _CONFIGS)
+        return path.is_dir() and has_config and not (path / "checkpoints").exists()
     return bool(_HUB_NAME.fullmatch(given)) and not path.parent.exists() and path.suffix not in (".ckpt", ".th")
 
 
@@ -31,7 +40,16 @@ def model_name(given: str) -> str:
     Example:
         >>> model_name("google/siglip2-base-patch16-224"), model_name("exports/mine/")
         ('siglip2-base-patch16-224', 'mine')
+        >>> model_name("open_clip:ViT-B-32/openai")
+        'ViT-B-32-openai'
+        >>> model_name("sentence-transformers:clip-ViT-B-32+me/clip-ViT-B-32-multilingual-v1")
+        'clip-ViT-B-32+clip-ViT-B-32-multilingual-v1'
     """
+    library, _, name = given.partition(":")
+    if library == "open_clip":
+        return name.replace("/", "-")
+    if library == "sentence-transformers":
+        return "+".join(Path(os.path.abspath(part)).name for part in name.split("+"))
     return Path(os.path.abspath(given)).name
 
 

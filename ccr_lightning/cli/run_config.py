@@ -78,9 +78,8 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     refuse_other_files(f"--init_from {given}", given)
     name = last_value(args, "--name")
     if name is None and on_command_line is not None:
-        here = Path(os.path.abspath(path))
-        run = here.parent.parent if path.suffix == ".ckpt" else here
-        name = f"{run.name}-{Path(configs[-1]).stem if configs else args[0]}"
+        start = Path(os.path.abspath(path)).parents[1].name if path.suffix == ".ckpt" else model_name(given)
+        name = f"{start}-{Path(configs[-1]).stem if configs else args[0]}"
         added = ["--name", name]
     own = Path(last_value(args, "--runs_dir") or "runs") / str(name) / "config.yaml"
     if not path.exists() and is_given(args, "--resume") and own.is_file():

@@ -22,7 +22,9 @@ def collate_training(samples: Sequence[TrainSample], tokenizer: CaptionTokenizer
     languages = samples[0].languages
     captions = [caption for sample in samples for caption in sample.captions]
     shape = (len(samples), len(languages))
-    input_ids, attention_mask = tokenizer.encode([caption or "" for caption in captions])
+    input_ids, attention_mask = tokenizer.encode(
+        [caption or "" for caption in captions], [language for _ in samples for language in languages]
+    )
     return Batch(
         images=_stacked(samples),
         image_ids=torch.tensor([sample.row for sample in samples]),
@@ -47,9 +49,13 @@ def _stacked(samples: Sequence[TrainSample] | Sequence[ImageSample]) -> Tensor:
     return torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2)
 
 
-def collate_captions(samples: Sequence[CaptionSample], tokenizer: CaptionTokenizer) -> CaptionBatch:
-    """Return captions for evaluation as tensors."""
-    input_ids, attention_mask = tokenizer.encode([sample.text for sample in samples])
+def collate_captions(
+    samples: Sequence[CaptionSample], tokenizer: CaptionTokenizer, languages: Sequence[str]
+) -> CaptionBatch:
+    """Return captions for evaluation, in some of these languages, as tensors."""
+    input_ids, attention_mask = tokenizer.encode(
+        [sample.text for sample in samples], [languages[sample.language] for sample in samples]
+    )
     return CaptionBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,

@@ -18,6 +18,7 @@ from ccr_lightning.data.build import MAX_BAD_FRACTION, BadRecords, build_store, 
 from ccr_lightning.data.cache import cache_folder
 from ccr_lightning.data.collate import collate_captions, collate_images, collate_training
 from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSamples
+from ccr_lightning.data.open_clip_inputs import OpenClipTokenizer
 from ccr_lightning.data.sampler import ShardSampler, TrainBatchSampler
 from ccr_lightning.data.shard_stream import ShardBatches, ShardLoader, ShardStream
 from ccr_lightning.data.sources.protocol import Source
@@ -292,8 +293,10 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._saved_global_batch = state_dict.get("global_batch")  # None in checkpoints of earlier versions
 
     def use_tokenizer(self, state: dict[str, Any]) -> None:
-        """Use the tokeniser that ``CaptionTokenizer.to_dict`` described; ``max_tokens`` stays as configured."""
-        self.tokenizer = CaptionTokenizer.from_dict({**state, "max_tokens": self.tokenizer.max_tokens})
+        """Use the tokeniser that its ``to_dict`` described; ``max_tokens`` stays as configured."""
+        state = {**state, "max_tokens": self.tokenizer.max_tokens}
+        kind = OpenClipTokenizer if OpenClipTokenizer.wrote(state) else CaptionTokenizer
+        self.tokenizer = kind.from_dict(state)
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
         if stage is None:  # of a source of a test split only, say, all there is
@@ -443,11 +446,10 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     def _eval_loaders(self, split: str) -> list[DataLoader[Any]]:
         store = self._store(split)
+        collate = partial(collate_captions, tokenizer=self._ready_tokenizer(), languages=self.languages)
         return [
             self._eval_loader(ImageSamples(store, self.transform), collate_images),
-            self._eval_loader(
-                CaptionSamples(store, self.languages), partial(collate_captions, tokenizer=self._ready_tokenizer())
-            ),
+            self._eval_loader(CaptionSamples(store, self.languages), collate),
         ]
 
     def _eval_loader(

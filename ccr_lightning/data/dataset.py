@@ -148,6 +148,7 @@ class CaptionSamples(Dataset[CaptionSample]):
 
     def __init__(self, store: Store, languages: Sequence[str]) -> None:
         self.store = store
+        self.languages = tuple(languages)
         by_language: list[list[CaptionSample]] = [[] for _ in languages]
         for row in range(len(store)):
             captions = store.captions(row)

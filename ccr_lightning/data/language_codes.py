@@ -98,9 +98,7 @@ def request_languages(tokenizer: Any, name: str, source: str, target: str) -> La
     """
     if hasattr(tokenizer, "supported_language_codes"):  # Marian
         return _request_of_marian(tokenizer, name, source, target)
-    codes = getattr(tokenizer, "lang_code_to_id", None)  # M2M-100
-    if codes is None:  # NLLB-200
-        codes = {code: number for code, number in tokenizer.get_added_vocab().items() if _FLORES_CODE.fullmatch(code)}
+    codes = _codes_of(tokenizer)
     if not codes:
         raise CCRError(
             f"{name} is no translation model whose languages are known here; use one of the M2M-100, NLLB-200 or "
@@ -108,6 +106,28 @@ def request_languages(tokenizer: Any, name: str, source: str, target: str) -> La
         )
     src_lang = _find(source, codes, f"{name} cannot translate from {source!r}")
     return LanguageRequest(src_lang, "", codes[_find(target, codes, f"{name} cannot translate into {target!r}")])
+
+
+def source_code(tokenizer: Any, name: str, language: str) -> str:
+    """Return under which code the tokeniser of M2M-100 or NLLB-200 knows the language of a text.
+
+    Args:
+        tokenizer: The tokeniser.
+        name: Name of the model, for the message.
+        language: Of the text.
+
+    Raises:
+        CCRError: It does not know the language.
+    """
+    return _find(language, _codes_of(tokenizer), f"{name} cannot read {language!r}")
+
+
+def _codes_of(tokenizer: Any) -> dict[str, int]:
+    """The ids of languages by their codes."""
+    codes: dict[str, int] | None = getattr(tokenizer, "lang_code_to_id", None)  # M2M-100
+    if codes is None:  # NLLB-200
+        codes = {code: number for code, number in tokenizer.get_added_vocab().items() if _FLORES_CODE.fullmatch(code)}
+    return codes
 
 
 def _request_of_marian(tokenizer: Any, name: str, source: str, target: str) -> LanguageRequest:

@@ -27,6 +27,7 @@ class ProcessorTransform(ImageTransform):
         crop_scale: As for :class:`ImageTransform`; by default training pictures are made as those of evaluation.
         horizontal_flip: As for :class:`ImageTransform`.
         rand_augment: As for :class:`ImageTransform`.
+        subfolder: Where the files are within ``name_or_path``, as those of sentence-transformers' models may be.
 
     Raises:
         CCRError: There is no such processor, or its images are not square.
@@ -38,9 +39,10 @@ class ProcessorTransform(ImageTransform):
         crop_scale: tuple[float, float] = (1.0, 1.0),
         horizontal_flip: bool = False,
         rand_augment: bool = False,
+        subfolder: str = "",
     ) -> None:
         self.name_or_path = name_or_path
-        self.processor = processor = _load(name_or_path)
+        self.processor = processor = _load(name_or_path, subfolder)
         self._keeps_shape = hasattr(processor, "max_num_patches")
         height, width, _ = self._made_of(Image.new("RGB", (40, 30))).shape
         if height != width and not self._keeps_shape:
@@ -88,11 +90,12 @@ class ProcessorTransform(ImageTransform):
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def _load(name_or_path: str) -> Any:
+def _load(name_or_path: str, subfolder: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
+        folder = local_folder(name_or_path, *TEXTS, subfolder=subfolder)
+        processor: Any = AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, trust_remote_code=False)
     except Exception as error:
         raise CCRError(
             f"the image processor of {name_or_path!r} cannot be loaded ({type(error).__name__}); give the path of a "

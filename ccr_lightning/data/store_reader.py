@@ -48,7 +48,8 @@ class StoreReader:
 
     def captions(self, batches: Sequence[Sequence[int]]) -> Iterator[CaptionBatch]:
         """Yield batches of the captions in these rows of the split."""
-        yield from self._load(self._captions, batches, partial(collate_captions, tokenizer=self._tokenizer))
+        collate = partial(collate_captions, tokenizer=self._tokenizer, languages=self._captions.languages)
+        yield from self._load(self._captions, batches, collate)
 
     def caption_rows(self, languages: Tensor, image_ids: Tensor, caption_index: Tensor) -> Tensor:
         """Return the row of each caption in the split, by its language, image, and number among its image's."""

@@ -39,6 +39,7 @@ class CaptionTokenizer:
         max_tokens: Longer captions are cut to this many tokens, ``<s>`` and ``</s>`` included.
         pads_to_max: Whether all captions are padded to ``max_tokens``, which some models (SigLIP) were trained with,
             instead of to the longest of a batch. Padding is on the side that a loaded tokeniser says, else at the end.
+        subfolder: Where the files are within ``name_or_path``, as those of sentence-transformers' models may be.
 
     Raises:
         CCRError: There is no such tokeniser, or it lacks what is asked of it.
@@ -57,15 +58,17 @@ class CaptionTokenizer:
         vocab_size: int = 6000,
         max_tokens: int = 40,
         pads_to_max: bool = False,
+        subfolder: str = "",
     ) -> None:
         if max_tokens < 3:
             raise CCRError(f"CaptionTokenizer got max_tokens {max_tokens}; two go to <s> and </s>, so give 3 or more.")
         self.name_or_path = name_or_path
         self.max_tokens = max_tokens
         self.pads_to_max = pads_to_max
+        self.subfolder = subfolder
         self._vocab_size = vocab_size
         self._loaded: Any = None
-        self._remembered: dict[str, list[int]] = {}
+        self._remembered: dict[tuple[str, str | None], list[int]] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -135,9 +138,14 @@ class CaptionTokenizer:
         self._loaded = _wrap(tokenizer, _ROLES)
         self._remembered = {}
 
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the token ids ``(N, L)`` int64 of texts, padded, and their mask ``(N, L)`` bool."""
-        rows = self._ids(texts)
+    def encode(self, texts: Sequence[str], languages: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the token ids ``(N, L)`` int64 of texts, padded, and their mask ``(N, L)`` bool.
+
+        Args:
+            texts: N captions.
+            languages: Of each caption, for models that are told it, such as NLLB-CLIP; all others read the text alone.
+        """
+        rows = self._ids(texts, languages)
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         places = np.arange(self.max_tokens if self.pads_to_max else max(map(len, rows), default=0))
         mask = (places[::-1] if self._pads_at_start else places) < lengths[:, None]
@@ -152,6 +160,7 @@ class CaptionTokenizer:
             "vocab_size": self._vocab_size,
             "max_tokens": self.max_tokens,
             "pads_to_max": self.pads_to_max,
+            "subfolder": self.subfolder,
         }
         if self.is_ready and self._tokenizer.is_fast:
             backend = self._tokenizer.backend_tokenizer
@@ -192,7 +201,7 @@ class CaptionTokenizer:
 
         try:
             settings = ("name_or_path", "vocab_size", "max_tokens", "pads_to_max")
-            tokenizer = cls(**{key: state[key] for key in settings})
+            tokenizer = cls(**{key: state[key] for key in settings}, subfolder=state.get("subfolder", ""))
             if "tokenizer" in state:
                 tokenizer._loaded = _wrap(
                     Tokenizer.from_str(state["tokenizer"]), state["roles"], padding_side=state["padding_side"]
@@ -208,8 +217,12 @@ class CaptionTokenizer:
         if self._loaded is None:
             if self.name_or_path is None:
                 raise CCRError("the tokeniser is not trained yet; train it, load a checkpoint, or give name_or_path.")
-            self._loaded = _from_pretrained(self.name_or_path)
+            self._loaded = _from_pretrained(self.name_or_path, self.subfolder)
         return self._loaded
+
+    @property
+    def _is_told_languages(self) -> bool:
+        return False
 
     @property
     def _pads_at_start(self) -> bool:
@@ -221,27 +234,38 @@ class CaptionTokenizer:
             raise CCRError(f"the tokeniser {self.name_or_path} has no {name} token; choose one that has.")
         return token_id
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], languages: Sequence[str] | None) -> list[list[int]]:
         """Token ids of each text; captions come back every epoch, so what was encoded is remembered."""
         known = self._remembered
-        new = [text for text in dict.fromkeys(texts) if text not in known]
+        told: Iterable[str | None] = languages if languages and self._is_told_languages else [None] * len(texts)
+        asked = list(zip(texts, told, strict=True))
+        new = [one for one in dict.fromkeys(asked) if one not in known]
         if new:
             if len(known) + len(new) > _REMEMBERED:
                 known.clear()
-                new = list(dict.fromkeys(texts))
-            encoded = self._tokenizer(
-                new,
-                truncation=True,
-                max_length=self.max_tokens,
-                split_special_tokens=True,
-                return_attention_mask=False,
-                return_special_tokens_mask=True,
-            )
-            # A Unigram model such as XLM-R's reads "<mask>" as its mask token all the same: that is left out.
-            stray = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
-            for text, ids, added in zip(new, encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-                known[text] = [i for i, is_added in zip(ids, added, strict=True) if is_added or i not in stray]
-        return [known[text] for text in texts]
+                new = list(dict.fromkeys(asked))
+            for language in dict.fromkeys(language for _, language in new):
+                of_language = [text for text, its in new if its == language]
+                for text, ids in zip(of_language, self._encoded(of_language, language), strict=True):
+                    known[text, language] = ids
+        return [known[one] for one in asked]
+
+    def _encoded(self, texts: list[str], language: str | None) -> list[list[int]]:
+        """Token ids of different texts in a language, without padding."""
+        encoded = self._tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.max_tokens,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_special_tokens_mask=True,
+        )
+        # A Unigram model such as XLM-R's reads "<mask>" as its mask token all the same: that is left out.
+        stray = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        return [
+            [i for i, is_added in zip(ids, added, strict=True) if is_added or i not in stray]
+            for ids, added in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+        ]
 
 
 def _wrap(tokenizer: Any, roles: dict[str, str], padding_side: str = "right") -> Any:
@@ -250,11 +274,12 @@ def _wrap(tokenizer: Any, roles: dict[str, str], padding_side: str = "right") ->
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=padding_side, **roles)
 
 
-def _from_pretrained(name_or_path: str) -> Any:
+def _from_pretrained(name_or_path: str, subfolder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
+        folder = local_folder(name_or_path, *TEXTS, subfolder=subfolder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=subfolder, trust_remote_code=False)
     except ImportError as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise CCRError(f"the tokeniser {name_or_path!r} cannot be loaded: {reason}; install it.") from error
@@ -263,3 +288,15 @@ def _from_pretrained(name_or_path: str) -> Any:
             f"the tokeniser {name_or_path!r} cannot be loaded; give the path of a folder with its files, "
             "or a name on the Hugging Face hub and a connection to it."
         ) from error
+    check_vocabulary(tokenizer, name_or_path)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, name_or_path: str) -> None:
+    """Checks that a tokeniser of transformers has words: without its files transformers makes one of special tokens.
+
+    Raises:
+        CCRError: It has none.
+    """
+    if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
+        raise CCRError(f"the tokeniser {name_or_path!r} has no vocabulary; complete its files.")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from ccr_lightning.files import atomic_write
 
 _CITATION = """\
 ```bibtex
@@ -46,6 +49,23 @@ def model_card(name: str, parameters: int, usage: str, results: Mapping[str, Any
         _CITATION,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def write_card(folder: Path, name_or_path: str, parameters: int, results: Mapping[str, Any] | None) -> None:
+    """Writes ``README.md`` of a model that ``from_pretrained`` loads.
+
+    Args:
+        folder: Of the model.
+        name_or_path: What ``from_pretrained`` is given.
+        parameters: How many numbers it has.
+        results: As for :func:`model_card`.
+
+    Raises:
+        CCRError: If it cannot be written.
+    """
+    usage = f"from ccr_lightning import from_pretrained\n\nmodel = from_pretrained({name_or_path!r})"
+    with atomic_write(folder / "README.md", "the card") as file:
+        file.write(model_card(folder.resolve().name, parameters, usage, results).encode())
 
 
 def _results(document: Mapping[str, Any]) -> Iterator[str]:

@@ -116,7 +116,7 @@ class DualEncoder(nn.Module, ABC):
         """The layers of each encoder, from its input on; each is only used by calling it in training."""
 
     @abstractmethod
-    def projections(self) -> Sequence[nn.Module]:
+    def projections(self) -> Sequence[nn.Module | nn.Parameter]:
         """What makes embeddings of the encoders' last states."""
 
     def layers(self) -> list[nn.Module]:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ccr_lightning.models.dual_encoder import DualEncoder
 
 
 def unreached(module: nn.Module, outputs: Sequence[Tensor]) -> list[str]:
@@ -33,6 +40,24 @@ def unreached(module: nn.Module, outputs: Sequence[Tensor]) -> list[str]:
         seen.update(before)
         nodes += before
     return [name for name, of in module.named_parameters() if of.requires_grad and id(of) not in reached]
+
+
+def freeze_unreached(model: DualEncoder) -> None:
+    """Freezes what embeddings do not depend on, such as a pooling layer: ddp stops at what has no gradient.
+
+    Args:
+        model: A new one, with its ``tokenizer`` and ``transform``; changed in place, and in training mode afterwards.
+    """
+    assert model.tokenizer is not None
+    assert model.transform is not None
+    model.eval()
+    pixels = torch.from_numpy(np.array(model.transform.evaluate(Image.new("RGB", (64, 48)))))
+    images = model.transform.normalize(pixels.permute(2, 0, 1)[None])
+    embeds = [model.encode_image(images).embeds, model.encode_text(*model.tokenizer.encode(["a"])).embeds]
+    of_the_loss = ("log_logit_scale", "logit_bias")
+    for name in set(unreached(model, embeds)).difference(of_the_loss):
+        model.get_parameter(name).requires_grad_(False)
+    model.train()
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccr_lightning._version import __version__
+from ccr_lightning.data.open_clip_source import CONFIG as OPEN_CLIP_CONFIG
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
 from ccr_lightning.hub import local_folder
@@ -96,6 +97,18 @@ def read_config(name_or_path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CCRError(f"{path}: this is no JSON object, as the settings of a model are; fetch or save it again.")
     return config
+
+
+def is_of_open_clip(name_or_path: str) -> bool:
+    """Whether a folder or a name on the Hugging Face hub has a model of open_clip, and none that is read without it.
+
+    Raises:
+        CCRError: The hub cannot be reached, or a file is damaged.
+    """
+    folder = local_folder(name_or_path, CONFIG, OPEN_CLIP_CONFIG)
+    if not (folder / OPEN_CLIP_CONFIG).is_file():
+        return False
+    return not (folder / CONFIG).is_file() or "text_config" not in read_config(folder)
 
 
 def check_retriever_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-import textwrap
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ccr_lightning.data.patches import unpack_patches
 from ccr_lightning.data.processor_transform import ProcessorTransform
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
 from ccr_lightning.hub import TEXTS, local_folder, model_folder
-from ccr_lightning.models.card import model_card
+from ccr_lightning.libraries import quiet, reason
+from ccr_lightning.models.card import write_card
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded, normalised
-from ccr_lightning.models.parts import layers_of, unreached
+from ccr_lightning.models.parts import freeze_unreached, layers_of
 
 _PADS_TO_MAX = ("siglip", "siglip2")  # trained, hence to be used, with captions padded to the full length
 _COUNTS_FROM_PADDING = ("altclip_text_model",)  # positions, as XLM-R does
@@ -63,8 +59,7 @@ class TransformersDualEncoder(DualEncoder):
         self._takes_patches = "spatial_shapes" in signature(model.get_image_features).parameters
         self.transform: ProcessorTransform = ProcessorTransform(name_or_path)
         self.tokenizer: CaptionTokenizer = CaptionTokenizer(name_or_path, **tokenizer_settings(name_or_path))
-        self._freeze_unreached()
-        self.train()
+        freeze_unreached(self)
 
     @property
     def vocab_size(self) -> int:
@@ -119,26 +114,13 @@ class TransformersDualEncoder(DualEncoder):
         if self.logit_bias is not None:
             state["logit_bias"] = self.logit_bias.detach()
         try:
-            with _quiet():
+            with quiet():
                 self.model.save_pretrained(folder, state_dict=state)
                 self.transform.processor.save_pretrained(folder)
         except OSError as error:
             raise CCRError(f"{folder}: the model could not be written ({error}); choose another place.") from error
         self.tokenizer.save(folder)
-        usage = f"from ccr_lightning import from_pretrained\n\nmodel = from_pretrained({str(folder)!r})"
-        parameters = sum(parameter.numel() for parameter in self.parameters())
-        with atomic_write(folder / "README.md", "the card") as file:
-            file.write(model_card(folder.resolve().name, parameters, usage, results).encode())
-
-    def _freeze_unreached(self) -> None:
-        """Freezes what embeddings do not depend on, such as a pooling layer: ddp stops at what has no gradient."""
-        self.eval()
-        pixels = torch.from_numpy(self.transform.evaluate(Image.new("RGB", (64, 48))))
-        images = self.transform.normalize(pixels.permute(2, 0, 1)[None])
-        embeds = [self.encode_image(images).embeds, self.encode_text(*self.tokenizer.encode(["a"])).embeds]
-        idle = set(unreached(self.model, embeds))
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in idle)
+        write_card(folder, str(folder), sum(parameter.numel() for parameter in self.parameters()), results)
 
 
 def tokenizer_settings(name_or_path: str) -> dict[str, Any]:
@@ -146,7 +128,7 @@ def tokenizer_settings(name_or_path: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
     except CCRError:
         raise
@@ -169,9 +151,9 @@ def _positions(config: Any) -> int:
 
 def _cannot_load(name_or_path: str, error: Exception) -> CCRError:
     own_code = "trust_remote_code" in str(error)
-    reason = "it needs code of its own, which is not run" if own_code else _reason(error)
+    why = "it needs code of its own, which is not run" if own_code else reason(error)
     return CCRError(
-        f"the model {name_or_path!r} cannot be loaded ({reason}); give the path of a folder that transformers wrote, "
+        f"the model {name_or_path!r} cannot be loaded ({why}); give the path of a folder that transformers wrote, "
         "or a name on the Hugging Face hub and a connection to it."
     )
 
@@ -189,7 +171,7 @@ def _load(name_or_path: str, pretrained: bool) -> Any:
 
     settings: dict[str, Any] = {"trust_remote_code": False}
     try:
-        with _quiet():
+        with quiet():
             if not pretrained:
                 config = AutoConfig.from_pretrained(local_folder(name_or_path, *TEXTS), **settings)
                 return AutoModel.from_config(config, **settings)
@@ -204,34 +186,13 @@ def _load(name_or_path: str, pretrained: bool) -> Any:
     return model
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without remarks of transformers on settings that work, and its bars where nobody watches them."""
-    from transformers.utils import logging
-
-    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bars:
-            logging.enable_progress_bar()
-
-
 def _tokenizer(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(local_folder(name_or_path, *TEXTS), trust_remote_code=False)
     except Exception as error:
         raise CCRError(
-            f"the tokeniser of {name_or_path!r} cannot be loaded ({_reason(error)}); complete its files."
+            f"the tokeniser of {name_or_path!r} cannot be loaded ({reason(error)}); complete its files."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return textwrap.shorten(str(error).partition("\n")[0] or type(error).__name__, 200)

@@ -23,7 +23,14 @@ def check_tokenizer(retriever: DualEncoder, tokenizer: CaptionTokenizer) -> None
     Raises:
         CCRError: If it cannot.
     """
-    if tokenizer.vocab_size > retriever.vocab_size:
+    own = retriever.tokenizer
+    if own is not None and {**own.identity, "max_tokens": 0} != {**tokenizer.identity, "max_tokens": 0}:
+        raise CCRError(
+            "the data's tokeniser is not the one that the model was trained with: leave data.tokenizer out beside "
+            "--init_from or --ckpt_path, or give it the model's name_or_path and pads_to_max."
+        )
+    # Of a model's own tokeniser some ids may lie beyond its embeddings: those of tokens that no text has.
+    if own is None and tokenizer.vocab_size > retriever.vocab_size:
         raise CCRError(
             f"the tokeniser has {tokenizer.vocab_size} tokens but the text encoder only {retriever.vocab_size}: set "
             "model.retriever's text_encoder.vocab_size to at least the tokeniser's size."
@@ -33,12 +40,6 @@ def check_tokenizer(retriever: DualEncoder, tokenizer: CaptionTokenizer) -> None
             f"the tokeniser allows captions of {tokenizer.max_tokens} tokens but the text encoder has only "
             f"{retriever.max_positions} positions: pass --data.tokenizer.init_args.max_tokens "
             f"{retriever.max_positions}, or raise the text encoder's max_positions if it is not trained yet."
-        )
-    own = retriever.tokenizer
-    if own is not None and {**own.identity, "max_tokens": 0} != {**tokenizer.identity, "max_tokens": 0}:
-        raise CCRError(
-            "the data's tokeniser is not the one that the model was trained with: leave data.tokenizer out beside "
-            "--init_from or --ckpt_path, or give it the model's name_or_path and pads_to_max."
         )
 
 

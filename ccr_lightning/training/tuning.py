@@ -32,7 +32,7 @@ def tune(model: DualEncoder, tuned: Tuned, last_layers: int = 2, lora_rank: int 
         raise CCRError(f"tuned_layers is {last_layers} and lora_rank {lora_rank}: give 1 or more.")
     if tuned == "all":
         return
-    trained: list[nn.Module] = list(model.projections())
+    trained: list[nn.Module | nn.Parameter] = list(model.projections())
     if isinstance(model, Retriever) and model.fusion is not None:
         trained += [model.matching_head, model.masked_lm_head]
     if tuned == "last_layers":
@@ -77,7 +77,8 @@ def _add_adapters(model: DualEncoder, rank: int) -> None:
         raise CCRError("model.tuned lora needs peft: pip install 'ccr-lightning[lora]'.") from error
     if any(map(_is_adapted, model.modules())):
         return
-    inside = {id(part) for layer in model.layers() for part in layer.modules() if isinstance(part, nn.Linear)}
+    # Of torch's own attention a map of another class is read, not called: an adapter would do nothing there.
+    inside = {id(part) for layer in model.layers() for part in layer.modules() if type(part) is nn.Linear}
     targets = [name for name, part in model.named_modules() if id(part) in inside]
     settings: dict[str, Any] = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "bias": "none"}
     requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

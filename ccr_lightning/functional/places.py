@@ -37,10 +37,11 @@ def true_places(mask: Tensor, most: int | None = None) -> Tensor:
         tensor([0, 2, 3])
     """
     if most is None or not is_awaited(mask.device):
-        count = int(mask.sum())
-        if most is not None and count > most:
-            raise CCRError(f"{count} cells of a mask are True and the bound is {most}: pass a larger one, or none.")
-        most = count
-    else:
-        torch._assert_async(mask.sum() <= most, "more cells of a mask are True than the bound says")
+        places = mask.flatten().nonzero().squeeze(1)
+        if most is not None and len(places) > most:
+            raise CCRError(
+                f"{len(places)} cells of a mask are True and the bound is {most}: pass a larger one, or none."
+            )
+        return places
+    torch._assert_async(mask.sum() <= most, "more cells of a mask are True than the bound says")
     return mask.flatten().nonzero_static(size=most, fill_value=mask.numel()).squeeze(1)

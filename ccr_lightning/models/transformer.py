@@ -124,7 +124,7 @@ class Packing:
 
     def pad(self, packed: Tensor) -> Tensor:
         """Puts tokens (T, C) back to their places in (N, L, C), with zeros between them."""
-        n_cells = self._shape.numel()
+        n_cells = math.prod(self._shape)
         padded = packed.new_zeros(n_cells + self._is_bound, packed.shape[1]).index_copy(0, self._cells, packed)
         return (padded[:n_cells] if self._is_bound else padded).view(*self._shape, -1)
 

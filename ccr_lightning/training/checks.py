@@ -43,14 +43,13 @@ def check_tokenizer(retriever: DualEncoder, tokenizer: CaptionTokenizer) -> None
         )
 
 
-def check_transform(retriever: DualEncoder, transform: ImageTransform) -> None:
-    """Checks that images are made as the model expects them, if it knows.
+def check_transform(own: ImageTransform, transform: ImageTransform) -> None:
+    """Checks that the data's images are made as the model's own are.
 
     Raises:
         CCRError: If not.
     """
-    own = retriever.transform
-    if own is not None and own.evaluation_settings != transform.evaluation_settings:
+    if own.evaluation_settings != transform.evaluation_settings:
         raise CCRError(
             "the data's transform is not the one that the model was trained with: leave data.transform out beside "
             "--init_from or --ckpt_path, or give it the model's name_or_path."

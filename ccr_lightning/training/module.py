@@ -189,7 +189,8 @@ class RetrievalModule(LightningModule):
 
     def _check_inputs(self) -> None:
         check_tokenizer(self.retriever, self._data.tokenizer)
-        check_transform(self.retriever, self._data.transform)
+        if self.retriever.transform is not None:
+            check_transform(self.retriever.transform, self._data.transform)
 
     on_fit_start = on_validation_start = on_test_start = on_predict_start = _check_inputs
 

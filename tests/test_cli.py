@@ -93,7 +93,7 @@ def loads_no_torch(*arguments):
         (["validate", "--help"], "usage: ccr validate"),
         (["predict", "--help"], "usage: ccr predict"),
         (["convert", "--help"], "usage: ccr convert FILE FOLDER"),
-        (["export"], "usage: ccr export MODEL FOLDER"),
+        (["export"], "usage: ccr export MODEL FOLDER [--onnx]"),
         (
             ["test", "--help"],
             "ccr test --ckpt_path runs/pretrain --model.protocol.rerank_depth 16 ",

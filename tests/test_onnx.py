@@ -186,3 +186,20 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         CCRError, match=r"file/new: the ONNX files could not be written \(.*\); choose another place\.$"
     ):
         export_onnx(retriever(), tmp_path / "file" / "new")
+
+
+def test_the_command_writes_them_beside_the_weights(tmp_path, capsys):
+    from ccr_lightning.cli.main import main
+
+    save_tiny("CLIP", tmp_path / "clip")
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "clip"), str(tmp_path / "out"), "--onnx"]) == 0
+    said, errors = capsys.readouterr()
+    assert said.splitlines()[-1] == "image_encoder.onnx, text_encoder.onnx written and compared with torch"
+    assert errors == ""
+    model = from_pretrained(tmp_path / "out")
+    input_ids, mask = model.tokenizer.encode(["a red apple", "a cat"])
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "text_encoder.onnx")
+    (found,) = session.run(None, {"input_ids": input_ids.numpy(), "attention_mask": mask.long().numpy()})
+    expected = model.encode_text(input_ids, mask).embeds.detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

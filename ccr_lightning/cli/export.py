@@ -10,7 +10,7 @@ from typing import NoReturn
 from ccr_lightning.errors import CCRError
 
 HELP = """\
-usage: ccr export MODEL FOLDER
+usage: ccr export MODEL FOLDER [--onnx]
 
 Writes a model into a folder of its own: weights (safetensors, adapters merged), settings, tokeniser, preprocessing, and
 a card with the results of its test. 'ccr test --ckpt_path FOLDER', 'ccr fit --init_from FOLDER' and from_pretrained in
@@ -20,6 +20,10 @@ arguments:
   MODEL                 a run (its best checkpoint), a checkpoint in the folder of its run, a model's folder, or a name
                         on the Hugging Face hub
   FOLDER                a new one
+
+options:
+  --onnx                also write image_encoder.onnx and text_encoder.onnx, each compared with torch
+                        (pip install 'ccr-lightning[onnx]')
 
 example:
   ccr export runs/pretrain models/openmoji
@@ -45,12 +49,17 @@ def run(args: Sequence[str]) -> int:
     parser = _Arguments(prog="ccr export", add_help=False, allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--onnx", action="store_true")
     options = parser.parse_args(args)
     check_new(options.folder)
     _, model, results = load_model(options.model)
     model.save_pretrained(options.folder, results)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters written to {options.folder}")
+    if options.onnx:
+        from ccr_lightning.models.onnx_export import export_onnx
+
+        print(f"{', '.join(export_onnx(model, options.folder))} written and compared with torch")
     return 0
 
 

@@ -16,6 +16,7 @@ from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
 from ccr_lightning.models import onnx_export
 from ccr_lightning.models.fusion import FusionEncoder
+from ccr_lightning.models.loading import from_pretrained
 from ccr_lightning.models.onnx_export import export_onnx
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder

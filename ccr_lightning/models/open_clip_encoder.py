@@ -57,9 +57,7 @@ class OpenClipDualEncoder(DualEncoder):
             self._padding = model.text.config.pad_token_id
         self.transform: OpenClipTransform = OpenClipTransform(name_or_path)
         self.tokenizer: OpenClipTokenizer = OpenClipTokenizer(name_or_path)
-        self.eval()
         freeze_unreached(self)
-        self.train()
 
     @property
     def vocab_size(self) -> int:

@@ -71,9 +71,7 @@ class SentenceTransformersDualEncoder(DualEncoder):
         self.transform: ProcessorTransform = ProcessorTransform(**settings.transform)
         self.tokenizer: CaptionTokenizer = CaptionTokenizer(**settings.tokenizer)
         self._check_inputs()
-        self.eval()
         freeze_unreached(self)
-        self.train()
 
     @property
     def _image_model(self) -> Any:
@@ -174,7 +172,9 @@ def input_settings(name_or_path: str) -> InputSettings:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(texts, subfolder=folders[texts], trust_remote_code=False)
-            longest = AutoTokenizer.from_pretrained(texts, subfolder=folders[texts]).model_max_length
+            longest = AutoTokenizer.from_pretrained(
+                texts, subfolder=folders[texts], trust_remote_code=False
+            ).model_max_length
             settings = _library().sentence_transformer.modules.Transformer.load_config(texts, subfolder=folders[texts])
     except Exception as error:  # transformers and the hub raise anything
         raise _cannot_load(texts, error) from error

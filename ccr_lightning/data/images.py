@@ -94,6 +94,16 @@ def decode_image(data: bytes, where: str, name: str = "the image") -> Image.Imag
         raise _unreadable(f"{where}: {name} is damaged and cannot be decoded ({error}); fetch it again.") from error
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture that is decoded already as :func:`decode_image` does: RGB, upright, transparent parts on white.
+
+    Example:
+        >>> as_rgb(Image.new("LA", (4, 2), (0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
 def damage(data: bytes) -> str:
     """Return what is damaged in a picture that can be decoded all the same; empty where nothing is.
 

@@ -5,7 +5,7 @@ python -m benchmarks.dual_encoder [--folder runs/dual_encoder]
 Weights of published models are not part of this package, so the model is a small SigLIP with random weights, made with
 transformers and saved as any other; training is through the same commands as for published ones: ccr test --ckpt_path
 and ccr fit --init_from. Prints recall@1 and MRV of the test split at the start, after training the projections only,
-after low-rank adapters, and after training all of it. About half an hour on 2 cores.
+after low-rank adapters, and after training all of it. About a quarter of an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     """Make the model, test it, train it in each way, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/dual_encoder"), help="of the model and its runs")
-    parser.add_argument("--epochs", type=one_or_more, default=30)
+    parser.add_argument("--epochs", type=one_or_more, default=12)
     args = parser.parse_args()
     model = args.folder / "siglip"
     save_siglip(model)

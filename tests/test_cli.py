@@ -113,7 +113,10 @@ def test_help_loads_no_torch(arguments, says):
     [
         (["fti"], "'fti' is not a command: did you mean 'fit'?"),
         (["frobnicate"], "'frobnicate' is not a command: run 'ccr --help' for the list."),
-        (["test", "--model.lr", "3"], "ccr test needs --ckpt_path: a checkpoint or the folder of a run"),
+        (
+            ["test", "--model.lr", "3"],
+            "ccr test needs --ckpt_path: a run such as runs/pretrain, a checkpoint, or a model",
+        ),
         (["test", "--ckpt_path", "nowhere"], "--ckpt_path nowhere: there is no checkpoint at nowhere; check the path."),
         (["test", "--ckpt_path"], "ccr test needs --ckpt_path"),
     ],
@@ -655,7 +658,7 @@ def test_a_full_disk(at_home, expect_error, config):
         (["drawn.yaml"], "'drawn.yaml' is not a setting: pass a configuration with --config"),
         (["--data.batch_size", "three"], r"^error: 'data\.batch_size' is 'three': give an int\.$"),
         (["--data.languages_per_step", "few"], r"'data\.languages_per_step' is 'few': give an int or null\.$"),
-        (["--model.objective", "two"], r"'model\.objective' is 'two': choose one of one_to_k, one_to_one, engl"),
+        (["--model.objective", "two"], r"'model\.objective' is 'two': choose one of one_to_k, one_to_k_sigmoid, one"),
         (["--model.retriever.init_args.embed_dim", "x"], r"'model\.retriever\.init_args\.embed_dim' is 'x': give an i"),
         (["--data.source", "3"], r"'data\.source' is '3': give the class_path of a suitable class and its init_arg"),
         (["--trainer.val_check_interval", "100"], r"the trainer refuses: `val_check_interval` \(100\) must be less"),

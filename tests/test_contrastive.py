@@ -303,7 +303,7 @@ def test_loss_module_is_the_function():
 
 
 def test_loss_module_refuses_what_does_not_suit_the_objective():
-    with pytest.raises(CCRError, match="one_to_k, one_to_one, english_pivot"):
+    with pytest.raises(CCRError, match="one_to_k, one_to_k_sigmoid, one_to_one, english_pivot"):
         ContrastiveLoss("one_to_many")
     with pytest.raises(CCRError, match=r"text_to_image_weight=0\.5"):
         ContrastiveLoss("one_to_one", text_to_image_weight=0.5)

@@ -49,8 +49,8 @@ def one_to_k_sigmoid_loss(
     Example:
         >>> image_embeds = torch.eye(2)
         >>> text_embeds = image_embeds[:, None].expand(2, 3, 2)  # each caption fits in all three languages
-        >>> one_to_k_sigmoid_loss(image_embeds, text_embeds, 20.0, -10.0)
-        tensor(9.0797e-05)
+        >>> loss = one_to_k_sigmoid_loss(image_embeds, text_embeds, 20.0, -10.0)  # two pairs of each caption
+        >>> torch.testing.assert_close(loss, 2 * torch.tensor(-10.0).exp().log1p())
     """
     batch = embedded_batch(image_embeds, text_embeds, logit_scale, caption_mask, image_ids)
     bias = torch.as_tensor(logit_bias, dtype=batch.images.dtype, device=batch.images.device)

@@ -96,9 +96,7 @@ class Retriever(DualEncoder):
         if fusion is not None:
             self.matching_head = MatchingHead(width)
             self.masked_lm_head = MaskedLMHead(width, text_encoder.vocab_size)
-        self._pretrained = set() if text_weights is None else start_from_xlm_r(self, text_weights)
-        if image_encoder.pretrained:
-            self._pretrained |= {name for name, _ in self.named_parameters() if name.startswith(_BACKBONE)}
+        self._from_xlm_r = set() if text_weights is None else start_from_xlm_r(self, text_weights)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -259,7 +257,10 @@ class Retriever(DualEncoder):
 
         None if nothing is pretrained.
         """
-        return {name for name, _ in self.named_parameters()} - self._pretrained if self._pretrained else set()
+        names = {name for name, _ in self.named_parameters()}
+        has_backbone = self.image_encoder.pretrained
+        pretrained = self._from_xlm_r | {name for name in names if has_backbone and name.startswith(_BACKBONE)}
+        return names - pretrained if pretrained else set()
 
     def towers(self) -> list[list[nn.Module]]:
         """The layers of each encoder, each of which is only used by calling it in training."""

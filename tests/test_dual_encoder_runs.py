@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 
@@ -135,6 +136,35 @@ def test_a_trained_run_is_exported_and_scores_alike(ccr, home):
     assert ccr("test", "--ckpt_path", "runs/trained")[0] == 0  # without the weights that it started from
 
 
+def test_a_run_needs_its_own_folder_only(ccr, home, tmp_path):
+    """The model that it started from may change or go: its tokeniser and preprocessing are the run's."""
+    model = save_tiny("CLIP", tmp_path / "model")
+    settings = ["--init_from", model, "--config", "tiny.yaml", "--name", "alone", "--runs_dir", tmp_path / "runs"]
+    assert ccr("fit", *settings, "--trainer.max_epochs", 1)[0] == 0
+    before = json.loads((tmp_path / "runs" / "alone" / "results.json").read_text())
+    config = json.loads((model / "preprocessor_config.json").read_text())
+    (model / "preprocessor_config.json").write_text(json.dumps(config | {"image_mean": [0.1, 0.1, 0.1]}))
+    assert ccr("test", "--ckpt_path", tmp_path / "runs" / "alone")[0] == 0
+    assert json.loads((tmp_path / "runs" / "alone" / "results.json").read_text()) == before
+    shutil.rmtree(model)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert ccr("test", "--ckpt_path", tmp_path / "moved" / "alone")[0] == 0
+    after = json.loads((tmp_path / "moved" / "alone" / "results.json").read_text())
+    for document in (before, after):
+        del document["checkpoint"]
+    assert after == before
+    assert ccr("export", tmp_path / "moved" / "alone", tmp_path / "exported")[0] == 0
+    (tmp_path / "moved").rename(tmp_path / "runs")
+    for resume in (settings, ["--config", tmp_path / "runs" / "alone" / "config.yaml", *settings[4:]]):
+        status, _, errors = ccr(
+            "fit", *resume, "--resume", "auto", "--trainer.max_epochs", 2 + (resume is not settings)
+        )
+        assert (status, errors) == (0, "")
+    saved = (tmp_path / "runs" / "alone" / "config.yaml").read_text()
+    assert saved.count(f"name_or_path: {model}\n") == 3  # it still says what it started from, and can be repeated
+    assert "pretrained: true" in saved
+
+
 def test_adapters_change_nothing_at_first_and_can_be_merged(home):
     pytest.importorskip("peft")
     plain, model = (TransformersDualEncoder(str(home / "clip")).eval() for _ in range(2))
@@ -262,5 +292,20 @@ def test_models_that_are_none_of_these(home, tmp_path):
     weights = load_file(broken / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CCRError, match=r"the weights lack 'visual_projection\.weight'"):
+    with pytest.raises(CCRError, match=r"the weights lack 'visual_projection\.weight'; fetch them again"):
         TransformersDualEncoder(str(broken))
+    weights["visual_projection.weight"] = torch.ones(3, 3)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CCRError, match=r"'visual_projection\.weight' is \(3, 3\) where \(16, 32\) would fit"):
+        TransformersDualEncoder(str(broken))
+
+
+def test_a_saved_dual_encoder_with_a_flipped_bit(home, tmp_path):
+    TransformersDualEncoder(str(home / "clip")).save_pretrained(tmp_path / "saved")
+    assert from_pretrained(tmp_path / "saved").tokenizer.encode(["a"])[0].numel() == 3
+    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        content = (tmp_path / "saved" / name).read_bytes()
+        (tmp_path / "saved" / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(CCRError, match=rf"{name}: the file is not the one that was saved"):
+            from_pretrained(tmp_path / "saved")
+        (tmp_path / "saved" / name).write_bytes(content)

@@ -187,12 +187,25 @@ def test_nothing_at_a_path_and_no_way_to_the_hub(tmp_path, monkeypatch):
     assert said.endswith("pass the path of a folder with the model's files.\n")
 
 
+def test_a_run_is_no_model(trained_run):
+    with pytest.raises(CCRError, match="this is a run: make a model of it with ccr export"):
+        from_pretrained(trained_run)
+
+
+def test_one_caption_is_a_list_too(exported):
+    with pytest.raises(
+        CCRError, match=r"encode takes a list of captions, and got the text 'a red apple': pass \[text\]"
+    ):
+        from_pretrained(exported).tokenizer.encode("a red apple")
+
+
 def test_export_refuses(trained_run, exported, tmp_path, capsys):
     for arguments, says in (
+        ([trained_run, exported / "config.json" / "x"], "config.json is a file; name another folder."),
         ([trained_run, exported], f"{exported}: there is something already; name a new folder."),
         ([tmp_path / "nowhere", tmp_path / "new"], "nowhere: there is no checkpoint at"),
         ([trained_run], "ccr export: the following arguments are required: FOLDER; 'ccr export --help' explains."),
-        ([exported / "model.safetensors", tmp_path / "new"], "this is no checkpoint of a run; one that the authors"),
+        ([exported / "model.safetensors", tmp_path / "new"], "this is a file of a model: pass its folder"),
     ):
         assert main(["export", *map(str, arguments)]) == 1
         errors = capsys.readouterr().err
@@ -239,6 +252,17 @@ def test_a_checkpoint_of_the_authors_becomes_a_model(tmp_path, capsys):
     expected = authors.embeds("text_proj", authors.text_states(input_ids, mask))
     torch.testing.assert_close(model.encode_text(input_ids, mask).embeds.double(), expected, rtol=0, atol=1e-6)
     assert (model.tokenizer.max_tokens, model.transform.image_size) == (9, 64)
+
+    assert "of 50 tokens the tokeniser knows 7: is it the one that the weights were trained with?" in said
+    capsys.readouterr()
+    assert main([*command[:2], str(tmp_path / "other"), *command[3:], "--max_tokens", "99"]) == 1
+    assert "ccr convert: --max_tokens is 99, and the checkpoint has 12 positions" in capsys.readouterr().err
+    other = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**roles, "pad_token": "<mask>"})
+    other.save_pretrained(tmp_path / "other-words")
+    assert (
+        main([*command[:2], str(tmp_path / "other"), *command[3:], "--tokenizer", str(tmp_path / "other-words")]) == 1
+    )
+    assert "does not number <s>, <pad> and </s> as 0, 1 and 2" in capsys.readouterr().err
 
     (tmp_path / "published.th").write_bytes(b"")
     assert main([*command[:2], str(tmp_path / "other")]) == 1

@@ -188,6 +188,12 @@ def test_a_tensor_that_is_not_as_it_should_be(save, change, says):
     assert str(error.value).startswith(f"{path}: ")
 
 
+def test_names_of_distributed_data_parallel(save):
+    path = save({f"module.{name}": of for name, of in random_weights().items()})
+    with pytest.raises(CCRError, match=r"its names begin with 'module\.'"):
+        load_published(path, text_heads=TEXT_HEADS)
+
+
 def test_a_missing_block_or_layer(save):
     for part, says in (
         ("vision_encoder.layers.0.blocks.0.", "block 0 is missing"),

@@ -215,4 +215,8 @@ def test_what_is_refused(ccr):
     assert_refused(ccr("search", "index", " "), "a query is empty")
     assert_refused(ccr("search", "index", "a", "-k", 0), "-k is 0")
     assert_refused(ccr("search", "index", "--image", "pictures/broken.jpg"), "--image pictures/broken.jpg: the image")
+    assert_refused(ccr("embed", "pictures/broken.jpg", "-o", "none", "--ckpt_path", "clip"), "none of the 1 pictures")
+    assert ccr("embed", "pictures/01.png", "-o", "none", "--ckpt_path", "clip")[0] == 0  # the folder can still be used
+    assert_refused(ccr("embed", "pictures", "-o", "new", "--ckpt_path", "clip", "--device", "tpu"), "--device tpu: ")
+    assert_refused(ccr("search", "index", "--image", "nothing.png"), "there is no such file")
     assert ccr("search", "index", "x" * 100_000, "‮\u0000\n")[0] == 0  # cut to what the model reads

@@ -69,6 +69,13 @@ def run(args: Sequence[str]) -> int:
     )
     max_tokens = options.max_tokens or settings.get("max_tokens") or 40
     retriever.tokenizer = CaptionTokenizer(options.tokenizer, max_tokens=max_tokens)
+    if max_tokens > retriever.max_positions:
+        parser.error(f"--max_tokens is {max_tokens}, and the checkpoint has {retriever.max_positions} positions")
+    if not retriever.tokenizer.is_numbered_as_xlm_r:
+        raise CCRError(
+            f"--tokenizer {options.tokenizer} does not number <s>, <pad> and </s> as 0, 1 and 2, as XLM-R's does, "
+            "which these checkpoints were trained with: pass that one."
+        )
     if retriever.tokenizer.vocab_size > retriever.vocab_size:
         raise CCRError(
             f"--tokenizer {options.tokenizer} has {retriever.tokenizer.vocab_size} tokens and {options.file} "
@@ -82,6 +89,9 @@ def run(args: Sequence[str]) -> int:
     size = retriever.image_encoder.image_size
     parameters = sum(parameter.numel() for parameter in retriever.parameters())
     print(f"{parameters / 1e6:.1f} M parameters, images of {size} px, {heads} heads in a text layer")
+    if retriever.tokenizer.vocab_size < retriever.vocab_size:
+        known, all_of_them = retriever.tokenizer.vocab_size, retriever.vocab_size
+        print(f"of {all_of_them} tokens the tokeniser knows {known}: is it the one that the weights were trained with?")
     resized = sum(of.startswith("interpolated") for of in account.changed.values())
     print(
         f"{len(account.loaded)} tensors loaded, {resized} of them interpolated; {len(account.ignored)} not needed; "

@@ -77,7 +77,10 @@ def run(args: Sequence[str]) -> int:
     if gone:
         index.remove(gone)
     wanted = [path for path in paths if str(path) not in known.keys() - gone]
-    model.to(options.device)
+    try:
+        model.to(options.device)
+    except (AssertionError, RuntimeError) as error:  # torch raises either for a device that is not there
+        raise CCRError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
     left_out: dict[str, str] = {}
     pictures: list[Picture] = []
     embeds: list[torch.Tensor] = []
@@ -101,6 +104,10 @@ def run(args: Sequence[str]) -> int:
     finally:
         keep()
     write_left_out(index.folder, left_out)
+    if not index.parts:
+        raise CCRError(
+            f"none of the {len(wanted):,} pictures could be read: {index.folder / 'left_out.jsonl'} says why."
+        )
     print(
         f"{len(wanted) - len(left_out):,} pictures embedded, {len(gone):,} dropped, {len(left_out):,} left out; "
         f"{len(index.pictures):,} in {index.folder}"

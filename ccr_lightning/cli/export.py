@@ -71,3 +71,6 @@ def check_new(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CCRError(f"{folder}: there is something already; name a new folder.")
+    for parent in folder.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise CCRError(f"{folder}: {parent} is a file; name another folder.")

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from ccr_lightning.cli.messages import load_config
 from ccr_lightning.cli.model_config import model_name, names_model
-from ccr_lightning.cli.run_config import find_checkpoint, with_own_weights
+from ccr_lightning.cli.run_config import find_checkpoint, run_config
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
@@ -40,7 +39,7 @@ def load_model(given: str) -> Named:
     checkpoint, run = find_checkpoint("", given)
     if not (run / "config.yaml").is_file():
         raise CCRError(f"{given}: there is no {run / 'config.yaml'}, which a run has; pass a run or a model's folder.")
-    config = with_own_weights(load_config(str(run / "config.yaml")))
+    config = run_config(run / "config.yaml")
     content = AtomicCheckpointIO().load_checkpoint(checkpoint)
     of = config["model"]
     model: DualEncoder = _built(of["retriever"], DualEncoder)

@@ -60,11 +60,14 @@ def refuse_other_files(option: str, given: str) -> None:
         CCRError: The option names such a file.
     """
     path = Path(given)
-    if path.is_file() and path.suffix in (".th", ".pth", ".pt", ".bin", ".safetensors"):
-        raise CCRError(
-            f"{option}: this is no checkpoint of a run; one that the authors of CCR^k or CCLM published is "
-            f"made a model by: ccr convert {given} FOLDER"
-        )
+    if not path.is_file() or path.suffix == ".ckpt":
+        return
+    if any((path.parent / name).is_file() for name in _CONFIGS):
+        raise CCRError(f"{option}: this is a file of a model: pass its folder, {path.parent}.")
+    raise CCRError(
+        f"{option}: this is no checkpoint of a run; one that the authors of CCR^k or CCLM published is made a model "
+        f"by: ccr convert {given} FOLDER"
+    )
 
 
 def config_of_model(given: str) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def find_checkpoint(option: str, given: str) -> tuple[Path, Path]:
                 print(f"no validation ran, hence there is no best checkpoint: {last} is taken", flush=True)
             path = last
     if not path.is_file():
+        if Path(given).is_dir():
+            raise CCRError(f"{option}: there is neither a run nor a model there: no {path}, and no config.json.")
         raise CCRError(f"{option}: there is no checkpoint at {path}; check the path.")
     if len(path.parts) < 3 or ".." in path.parts:  # the name of the run is in none of them
         return path, path.absolute().resolve().parent.parent
@@ -108,7 +110,7 @@ def _names_a_model(config: str) -> bool:
 
 def _part_of_the_weights(file: Path) -> str:
     """The path of a configuration with what belongs to the weights of the run that the file is of."""
-    config = with_own_weights(load_config(str(file)))
+    config = run_config(file)
     return _temporary_config(
         {
             part: {name: config[part][name] for name in names if name in (config.get(part) or {})}
@@ -149,7 +151,7 @@ def add_run_config(args: Sequence[str]) -> list[str]:
         )
     others = [path for path in configs if not _is_same(path, file)]
     source = _other_source(args, others)
-    config = with_own_weights(load_config(str(file)))
+    config = run_config(file)
     config["trainer"] = _without(config.get("trainer"), _OF_TRAINING)
     base = _temporary_config(config if source is None else _without_source(config))
     name = run.name if source is None else f"{run.name}-{source}"
@@ -237,22 +239,35 @@ def _without_source(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_own_weights(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration without the weights that the encoders started from: the checkpoint has its own."""
-    changed = copy.deepcopy(dict(config))
-    part: Any = changed.get("model")
-    for name in ("retriever", "init_args"):
-        part = part.get(name) if isinstance(part, dict) else None
-    if isinstance(part, dict):
-        part.pop("text_weights", None)
-        if "name_or_path" in part:
-            part["pretrained"] = False
-    for name in ("image_encoder", "init_args"):
-        part = part.get(name) if isinstance(part, dict) else None
+def run_config(file: Path) -> dict[str, Any]:
+    """Returns the configuration of a run, whose checkpoint has its own weights, and which needs nothing but its folder.
+
+    Args:
+        file: Its ``config.yaml``.
+
+    Raises:
+        CCRError: It cannot be read.
+    """
+    config = copy.deepcopy(load_config(str(file)))
+    retriever: Any = _init_args(config.get("model"), "retriever")
+    retriever.pop("text_weights", None)
+    if (named := retriever.get("name_or_path")) is not None:
+        retriever["pretrained"] = False
+        if (own := file.parent / "model").is_dir():
+            parts = [retriever, *(_init_args(config.get("data"), name) for name in ("tokenizer", "transform"))]
+            for part in parts:
+                if part.get("name_or_path") == named:
+                    part["name_or_path"] = str(own)
     for name in ("pretrained", "pretrained_file"):
-        if isinstance(part, dict):
-            part.pop(name, None)
-    return changed
+        _init_args(retriever, "image_encoder").pop(name, None)
+    return config
+
+
+def _init_args(settings: Any, name: str) -> dict[str, Any]:
+    """The arguments of a class that settings name, to be changed in place; nothing that counts if they do not."""
+    part = settings.get(name) if isinstance(settings, dict) else None
+    arguments = part.get("init_args") if isinstance(part, dict) else None
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _temporary_config(config: Mapping[str, Any]) -> str:

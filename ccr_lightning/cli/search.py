@@ -91,7 +91,13 @@ def run(args: Sequence[str]) -> int:
                 line: dict[str, Any] = {"query": query, "place": place, "path": path, "similarity": similarity}
                 print(json.dumps(line, ensure_ascii=False))
         else:
-            print(query)
+            print(_line(query))
             for place, (path, similarity) in enumerate(found, 1):
-                print(f"  {place:3}  {similarity:7.4f}  {path}")
+                print(f"  {place:3}  {similarity:7.4f}  {_line(path)}")
     return 0
+
+
+def _line(text: str) -> str:
+    """A text in one line of a terminal, where it may be any."""
+    shown = "".join(of if of.isprintable() else ascii(of)[1:-1] for of in text)
+    return shown if len(shown) <= 200 else f"{shown[:200]} ..."

@@ -122,6 +122,7 @@ class TrainingCLI(LightningCLI):
             raise CCRError(f"--name is {settings.name!r}: give a name without slashes; --runs_dir says where runs lie.")
         self.folder = RunFolder(Path(settings.runs_dir) / settings.name)
         self.resume_from = None
+        self.asked = settings
         if self.subcommand == "fit":
             self.resume_from = self.folder.resume_from(settings.pop("resume"))
             if self.resume_from and settings.init_from and self.resume_from.parent != self.folder.checkpoints:
@@ -131,6 +132,9 @@ class TrainingCLI(LightningCLI):
             start = self.resume_from or settings.init_from
             if start is not None and not Path(start).exists():
                 raise CCRError(f"--init_from {start}: there is no such checkpoint; check the path.")
+            self.asked = settings.clone()
+            if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
+                _take_own_model(settings, self.folder.model)
             is_run = start is not None and Path(start).is_file()
             self.start = AtomicCheckpointIO().load_checkpoint(start, "meta") if is_run else None
             _prepare_data(settings, self.start)
@@ -321,10 +325,11 @@ class TrainingCLI(LightningCLI):
 
     def _begin_run(self) -> None:
         """Writes the configuration; a node that does not see it would not see the checkpoints either."""
-        settings = self.config[self.subcommand].clone()
+        settings = self.asked.clone()
         settings.pop("config", None)
         text = self._parser(self.subcommand).dump(settings, skip_unset=False, skip_validation=True)
         if self.trainer.is_global_zero:
+            self.model.retriever.save_settings(self.folder.model)
             write_config(self.folder.config, text)
         self.trainer.strategy.barrier()
         if not self.folder.config.is_file():
@@ -388,6 +393,18 @@ def _check_nodes(trainer: Trainer) -> None:
 @rank_zero_only
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _take_own_model(settings: Namespace, folder: Path) -> None:
+    """Lets a run that resumes make its model from its own folder: the one that it started from may have changed."""
+    retriever: Namespace = settings.model.retriever.init_args
+    if not folder.is_dir() or "name_or_path" not in retriever:
+        return
+    named = retriever.name_or_path
+    retriever.pretrained = False
+    for part in (retriever, settings.data.tokenizer.init_args, settings.data.transform.init_args):
+        if part.get("name_or_path") == named:
+            part.name_or_path = str(folder)
 
 
 @rank_zero_only

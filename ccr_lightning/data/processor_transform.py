@@ -14,6 +14,7 @@ from ccr_lightning.data.pixels import EncodedPicture, Pixels
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
 from ccr_lightning.hub import TEXTS, local_folder
+from ccr_lightning.libraries import reason
 
 
 class ProcessorTransform(ImageTransform):
@@ -98,7 +99,7 @@ def _load(name_or_path: str, subfolder: str) -> Any:
         processor: Any = AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, trust_remote_code=False)
     except Exception as error:
         raise CCRError(
-            f"the image processor of {name_or_path!r} cannot be loaded ({type(error).__name__}); give the path of a "
+            f"the image processor of {name_or_path!r} cannot be loaded ({reason(error)}); give the path of a "
             "folder with the model's files, or a name on the Hugging Face hub and a connection to it."
         ) from error
     is_usual = processor.do_rescale and processor.do_normalize and abs(processor.rescale_factor * 255 - 1) < 1e-6

@@ -102,6 +102,12 @@ class CaptionTokenizer:
         """Ids of all special tokens, sorted."""
         return tuple(sorted(self._tokenizer.all_special_ids))
 
+    @property
+    def is_numbered_as_xlm_r(self) -> bool:
+        """Whether a caption begins with token 0, ends with 2 and is padded with 1."""
+        ids: list[int] = self._tokenizer("a")["input_ids"]
+        return (ids[0], self.pad_token_id, ids[-1]) == (0, 1, 2)
+
     def train(self, captions: Iterable[str]) -> None:
         """Learn the vocabulary from captions, in place.
 
@@ -144,7 +150,12 @@ class CaptionTokenizer:
         Args:
             texts: N captions.
             languages: Of each caption, for models that are told it, such as NLLB-CLIP; all others read the text alone.
+
+        Raises:
+            CCRError: ``texts`` is a single text.
         """
+        if isinstance(texts, str):
+            raise CCRError(f"encode takes a list of captions, and got the text {texts[:40]!r}: pass [text].")
         rows = self._ids(texts, languages)
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         places = np.arange(self.max_tokens if self.pads_to_max else max(map(len, rows), default=0))

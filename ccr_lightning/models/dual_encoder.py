@@ -107,6 +107,16 @@ class DualEncoder(nn.Module, ABC):
             CCRError: If a file cannot be written.
         """
 
+    def save_settings(self, folder: Path) -> None:
+        """Saves what makes such a model anew but for its weights, where a configuration does not say all of it.
+
+        Args:
+            folder: Made if there is something to save; it is then a name for the model.
+
+        Raises:
+            CCRError: If a file cannot be written.
+        """
+
     def new_parameters(self) -> set[str]:
         """Names of the parameters that start at random while others are pretrained: they learn at a doubled rate."""
         return set()

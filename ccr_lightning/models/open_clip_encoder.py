@@ -15,6 +15,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
 from ccr_lightning.libraries import quiet, reason
 from ccr_lightning.models.card import write_card
+from ccr_lightning.models.digests import check_digests, write_digests
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded, normalised
 from ccr_lightning.models.parts import freeze_unreached, layers_of
 
@@ -116,11 +117,16 @@ class OpenClipDualEncoder(DualEncoder):
             state["logit_bias"] = self.logit_bias.detach().reshape(self._shape_of_scale)
         with atomic_write(folder / _WEIGHTS, "the weights") as file:
             file.write(save({name: of.cpu().clone().contiguous() for name, of in state.items()}, {"format": "pt"}))
-        self.tokenizer.save(folder)
+        self.save_settings(folder)
+        write_digests(folder)
+        write_card(folder, str(folder), sum(parameter.numel() for parameter in self.parameters()), results)
+
+    def save_settings(self, folder: Path) -> None:
+        """Saves configuration and tokeniser; see :meth:`DualEncoder.save_settings`."""
         config = {"model_cfg": self._source.model, "preprocess_cfg": self._source.preprocess}
         with atomic_write(folder / CONFIG, "the settings") as file:
             file.write((json.dumps(config, indent=2) + "\n").encode())
-        write_card(folder, str(folder), sum(parameter.numel() for parameter in self.parameters()), results)
+        self.tokenizer.save(folder)
 
 
 def _load(given: str, source: OpenClipSource, pretrained: bool) -> Any:
@@ -132,8 +138,12 @@ def _load(given: str, source: OpenClipSource, pretrained: bool) -> Any:
         with quiet():
             if not pretrained and name.startswith("hf-hub:"):
                 name = f"local-dir:{_config_folder(given)}"
+            if pretrained and name.startswith("local-dir:"):
+                check_digests(Path(name.removeprefix("local-dir:")))
             tag = source.tag if pretrained else None
             model = library.create_model(name, tag, force_quick_gelu=bool(source.model.get("quick_gelu")), **settings)
+    except CCRError:
+        raise
     except Exception as error:  # open_clip and the hub raise anything
         raise CCRError(
             f"{given}: open_clip cannot load this model ({reason(error)}); complete its folder, or connect to the "

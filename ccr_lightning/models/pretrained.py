@@ -91,7 +91,8 @@ def read_config(name_or_path: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CCRError(f"{folder}: there is no {CONFIG} in this folder; pass that of a model.") from error
+        what = "this is a run: make a model of it with ccr export" if (folder / "checkpoints").is_dir() else ""
+        raise CCRError(f"{folder}: {what or f'there is no {CONFIG} in this folder; pass that of a model'}.") from error
     except (OSError, ValueError) as error:
         raise CCRError(f"{path}: cannot be read ({error}); fetch or save the model again.") from error
     if not isinstance(config, dict):

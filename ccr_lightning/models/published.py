@@ -136,6 +136,8 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise CCRError("this is no checkpoint of CCR^k or CCLM: it is no dict with weights under 'model'.")
     weights = content.get("model", content)
+    if isinstance(weights, dict) and any(str(name).startswith("module.") for name in weights):
+        raise CCRError("its names begin with 'module.', as DistributedDataParallel's do: save them without.")
     if not isinstance(weights, dict) or "vision_encoder.patch_embed.proj.weight" not in weights:
         raise CCRError(
             "this is no checkpoint of CCR^k or CCLM with a Swin image encoder: it has no "

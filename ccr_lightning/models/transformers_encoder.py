@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.hub import TEXTS, local_folder, model_folder
 from ccr_lightning.libraries import quiet, reason
 from ccr_lightning.models.card import write_card
+from ccr_lightning.models.digests import check_digests, write_digests
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded, normalised
 from ccr_lightning.models.parts import freeze_unreached, layers_of
 
@@ -113,14 +115,27 @@ class TransformersDualEncoder(DualEncoder):
         state = self.model.state_dict() | {"logit_scale": self.log_logit_scale.detach().reshape(self._shape_of_scale)}
         if self.logit_bias is not None:
             state["logit_bias"] = self.logit_bias.detach()
-        try:
-            with quiet():
-                self.model.save_pretrained(folder, state_dict=state)
-                self.transform.processor.save_pretrained(folder)
-        except OSError as error:
-            raise CCRError(f"{folder}: the model could not be written ({error}); choose another place.") from error
-        self.tokenizer.save(folder)
+        with _written(folder):
+            self.model.save_pretrained(folder, state_dict=state)
+        self.save_settings(folder)
+        write_digests(folder)
         write_card(folder, str(folder), sum(parameter.numel() for parameter in self.parameters()), results)
+
+    def save_settings(self, folder: Path) -> None:
+        """Saves configuration, processor and tokeniser; see :meth:`DualEncoder.save_settings`."""
+        with _written(folder):
+            self.model.config.save_pretrained(folder)
+            self.transform.processor.save_pretrained(folder)
+        self.tokenizer.save(folder)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        with quiet():
+            yield
+    except OSError as error:
+        raise CCRError(f"{folder}: the model could not be written ({error}); choose another place.") from error
 
 
 def tokenizer_settings(name_or_path: str) -> dict[str, Any]:
@@ -175,14 +190,18 @@ def _load(name_or_path: str, pretrained: bool) -> Any:
             if not pretrained:
                 config = AutoConfig.from_pretrained(local_folder(name_or_path, *TEXTS), **settings)
                 return AutoModel.from_config(config, **settings)
-            settings |= {"dtype": torch.float32, "output_loading_info": True}
-            model, info = AutoModel.from_pretrained(model_folder(name_or_path), **settings)
+            settings |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            folder = model_folder(name_or_path)
+            check_digests(folder)
+            model, info = AutoModel.from_pretrained(folder, **settings)
     except CCRError:
         raise
     except Exception as error:  # transformers and the hub raise anything
         raise _cannot_load(name_or_path, error) from error
-    if absent := sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]:
-        raise CCRError(f"{name_or_path}: the weights lack {absent[0]!r} or have it in another size; fetch them again.")
+    for key, saved, own in info["mismatched_keys"]:
+        raise CCRError(f"{name_or_path}: {key!r} is {tuple(saved)} where {tuple(own)} would fit; fetch it again.")
+    if absent := sorted(info["missing_keys"]):
+        raise CCRError(f"{name_or_path}: the weights lack {absent[0]!r}; fetch them again.")
     return model
 
 

@@ -18,7 +18,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.results import weights_sha256
 from ccr_lightning.files import settings_sha256
 from ccr_lightning.models.dual_encoder import DualEncoder
-from ccr_lightning.search.index import Picture
+from ccr_lightning.search.index import LEFT_OUT, Picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".avif")
 
@@ -89,8 +89,8 @@ def embed_pictures(
 
     def read(path: Path) -> tuple[Picture, Any] | str:
         try:
-            picture = Picture.of(path)
-            return picture, transform.evaluate(open_image(path, "embed"))
+            pixels = transform.evaluate(open_image(path, "embed"))
+            return Picture.of(path), pixels
         except (RecordFault, OSError) as error:
             return str(error).removeprefix("embed: ")
 
@@ -123,5 +123,5 @@ def write_left_out(folder: Path, left_out: dict[str, str]) -> None:
     from ccr_lightning.files import atomic_write
 
     lines = [json.dumps({"path": path, "reason": reason}, ensure_ascii=False) for path, reason in left_out.items()]
-    with atomic_write(folder / "left_out.jsonl", "the list of pictures that were left out") as file:
+    with atomic_write(folder / LEFT_OUT, "the list of pictures that were left out") as file:
         file.write("".join(f"{line}\n" for line in lines).encode())

@@ -12,7 +12,7 @@ from torch import Tensor
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
 
-MANIFEST = "index.json"
+MANIFEST, LEFT_OUT = "index.json", "left_out.jsonl"
 _FORMAT = 1
 _SUFFIXES = (".safetensors", ".jsonl")  # of a part: embeddings, and pictures in the same order
 
@@ -63,7 +63,7 @@ class Index:
         self._sha256: dict[str, str] = {}
         path = folder / MANIFEST
         if not path.exists():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or {of.name for of in folder.iterdir()} - {LEFT_OUT}):
                 raise CCRError(f"{folder}: this is no index, and there is something in it; name another folder.")
             return
         manifest = _read_json(path)
@@ -73,7 +73,9 @@ class Index:
         for name, digests in manifest["parts"].items():
             for file, digest in digests.items():
                 if not (folder / file).is_file() or sha256_of(folder / file) != digest:
-                    raise CCRError(f"{folder / file}: the file is missing or damaged; embed the pictures again.")
+                    raise CCRError(
+                        f"{folder / file}: the file is missing or damaged: embed the pictures into a new index."
+                    )
                 self._sha256[file] = digest
             lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
             self.parts.append(Part(name, [Picture(*json.loads(line)) for line in lines]))
@@ -113,7 +115,7 @@ class Index:
                 with safe_open(path, "pt") as file:
                     embeds = file.get_tensor("image_embeds")
             except Exception as error:
-                raise CCRError(f"{path}: cannot be read ({error}); embed the pictures again.") from error
+                raise CCRError(f"{path}: cannot be read ({error}); embed the pictures into a new index.") from error
             yield embeds
 
     def add(self, pictures: Sequence[Picture], embeds: Tensor) -> None:

@@ -135,6 +135,8 @@ def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequenc
 class RunFolder:
     """The folder of a run: ``config.yaml``, ``checkpoints/{best,last}.ckpt``, ``metrics.csv``, ``results.json``.
 
+    And ``model/``, if the model is one of others: all that makes it but its weights.
+
     Args:
         path: The folder; it need not exist.
     """
@@ -145,6 +147,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.config = path / "config.yaml"
+        self.model = path / "model"
 
     def create(self) -> None:
         """Makes the folder unless it is there.

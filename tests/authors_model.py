@@ -43,9 +43,9 @@ def random_weights(*, image_size: int = 64, window: int = 2, fine_tuned: bool = 
             name = f"vision_encoder.layers.{stage}.blocks.{block}"
             norm(f"{name}.norm1", size)
             add(f"{name}.attn.relative_position_bias_table", (2 * own - 1) ** 2, heads)
-            weights[f"{name}.attn.relative_position_index"] = torch.zeros(own**2, own**2, dtype=torch.long)
+            weights[f"{name}.attn.relative_position_index"] = relative_positions(own)
             if block % 2 and side > own:
-                weights[f"{name}.attn_mask"] = torch.zeros((side // own) ** 2, own**2, own**2)
+                weights[f"{name}.attn_mask"] = mask_of_strangers(side, own)
             linear(f"{name}.attn.qkv", 3 * size, size)
             linear(f"{name}.attn.proj", size, size)
             norm(f"{name}.norm2", size)
@@ -83,6 +83,24 @@ def random_weights(*, image_size: int = 64, window: int = 2, fine_tuned: bool = 
     norm("itm_head.1", 2 * WIDTH)
     linear("itm_head.3", 2, 2 * WIDTH)
     return weights
+
+
+def relative_positions(window: int) -> Tensor:
+    """Which row of the table is for the cells i and j of a window."""
+    cells = [(y, x) for y in range(window) for x in range(window)]
+    span = 2 * window - 1
+    return torch.tensor([[(y - v + window - 1) * span + x - u + window - 1 for v, u in cells] for y, x in cells])
+
+
+def mask_of_strangers(side: int, window: int) -> Tensor:
+    """-100 between cells of a window that the shift brought together from opposite edges."""
+    edge = side - window // 2
+    corners = [(top, left) for top in range(0, side, window) for left in range(0, side, window)]
+    masks = []
+    for top, left in corners:
+        cells = [(y >= edge, x >= edge) for y in range(top, top + window) for x in range(left, left + window)]
+        masks.append([[0.0 if one == other else -100.0 for other in cells] for one in cells])
+    return torch.tensor(masks)
 
 
 class AuthorsModel:

@@ -165,6 +165,43 @@ def test_a_run_needs_its_own_folder_only(ccr, home, tmp_path):
     assert "pretrained: true" in saved
 
 
+def test_a_run_goes_on_from_the_run_of_a_dual_encoder(ccr, home):
+    assert ccr("fit", "--init_from", "siglip2", "--config", "tiny.yaml", "--name", "first")[0] == 0
+    status, _, errors = ccr("fit", "--init_from", "runs/first", "--config", "tiny.yaml", "--name", "second")
+    assert (status, errors) == (0, "")
+    config = (home / "runs" / "second" / "config.yaml").read_text()
+    assert "objective: one_to_k_sigmoid\n" in config
+
+
+def test_whatever_type_the_weights_had_a_run_is_float32(ccr, home, tmp_path):
+    """A configuration names the type of the weights beside it, which a run's own are not of."""
+    model = save_tiny("CLIP", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    for pretrained in (True, False):
+        encoder = TransformersDualEncoder(str(model), pretrained=pretrained)
+        assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+
+
+def test_tuning_again_keeps_the_adapters_in_training(home):
+    pytest.importorskip("peft")
+    model = TransformersDualEncoder(str(home / "clip"))
+    tune(model, "lora", lora_rank=4)
+    once = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tune(model, "lora", lora_rank=4)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == once
+    assert any(".lora_A." in name for name in once)
+
+
+def test_a_tokeniser_in_python_is_known_wherever_it_lies(tmp_path):
+    """The first SigLIP's has no file that says all of it."""
+    save_tiny("Siglip", tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    here, there = (TransformersDualEncoder(str(tmp_path / name)).tokenizer.identity for name in ("here", "there"))
+    assert here == there
+    assert set(here["vocabulary"]) == {"spiece.model"}
+
+
 def test_adapters_change_nothing_at_first_and_can_be_merged(home):
     pytest.importorskip("peft")
     plain, model = (TransformersDualEncoder(str(home / "clip")).eval() for _ in range(2))

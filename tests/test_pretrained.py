@@ -1,7 +1,9 @@
 """A retriever as a folder: the same in a new process, and refused where anything in it has changed."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -78,7 +80,7 @@ def test_the_card_has_the_results(trained_run, exported):
         assert [float(cells[0]), float(cells[3])] == pytest.approx(first, abs=0.05)
     assert f"MRV {document['mrv']['mean']:.2f}" in card
     code = card[card.index("```python\n") + len("```python\n") : card.index("\n```\n")]
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", code], cwd=exported.parent, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
@@ -110,7 +112,8 @@ def rewrite(folder, change):
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors")
-    change_config(folder, lambda config: config["sha256"].pop("model.safetensors"))
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    change_config(folder, lambda config: config["sha256"].update({"model.safetensors": digest}))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,26 @@ def rewrite(folder, change):
         (lambda of: change_config(of, lambda c: c.update(format=9)), "its format is 9, and this version reads 1"),
         (lambda of: change_config(of, lambda c: c.pop("transform")), "'transform' is missing or no mapping"),
         (lambda of: change_config(of, lambda c: c["retriever"].pop("embed_dim")), "settings that no retriever has"),
-        (lambda of: change_config(of, lambda c: c["transform"].update(colour=1)), "settings that no retriever has"),
+        (
+            lambda of: change_config(of, lambda c: c["transform"].update(colour=1)),
+            "'transform' has 'colour', a setting",
+        ),
+        (
+            lambda of: change_config(of, lambda c: c["retriever"].update(image_encoder=[])),
+            "'image_encoder' is no mapping",
+        ),
+        (
+            lambda of: change_config(of, lambda c: c["retriever"].update(text_weights="x")),
+            "'retriever' has 'text_weights'",
+        ),
+        (
+            lambda of: change_config(of, lambda c: c["tokenizer"].update(name_or_path="x")),
+            "'tokenizer' has 'name_or_path'",
+        ),
+        (
+            lambda of: change_config(of, lambda c: c["sha256"].pop("model.safetensors")),
+            "model.safetensors: the file is not",
+        ),
         (
             lambda of: change_config(of, lambda c: c["retriever"].update(embed_dim=8)),
             r"are not those of config.json: 4 of \d+ tensors differ, first 'image_projection.weight' \(8, 64",
@@ -157,21 +179,29 @@ def test_settings_cannot_have_a_file_read(copy, tmp_path):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     torch.save(Runs(), copy / "hostile.pth")
-    changes = [
-        (
-            lambda of: of["model_args"].update(checkpoint_path=str(copy / "hostile.pth")),
-            "model_args has 'checkpoint_path'",
-        ),
-        (lambda of: of.update(pretrained_file=str(copy / "hostile.pth")), "have 'pretrained_file'"),
-    ]
-    for change, says in changes:
-        config = json.loads((copy / "config.json").read_text())
-        encoder = config["retriever"]["image_encoder"]
-        encoder["model_args"] = {}
-        change(encoder)
-        with pytest.raises(CCRError, match=says):
-            Retriever.from_settings(config["retriever"])
+    config = json.loads((copy / "config.json").read_text())
+    (tmp_path / "data.yaml").write_text(json.dumps({"data": {"source": "nothing"}}))
+    for key, value in (
+        ("model_args", {"checkpoint_path": "hostile.pth"}),
+        ("pretrained_file", str(copy / "hostile.pth")),
+    ):
+        encoder = {**config["retriever"]["image_encoder"], key: value}
+        changed = {**config, "retriever": {**config["retriever"], "image_encoder": encoder}}
+        (copy / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(CCRError, match=r"'checkpoint_path'|'pretrained_file'"):
+            Retriever.from_pretrained(copy)
+        assert main(["test", "--ckpt_path", str(copy), "--config", str(tmp_path / "data.yaml")]) == 1
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_card_of_other_weights_has_no_results(trained_run, tmp_path):
+    shutil.copytree(trained_run, tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["state_dict"]["retriever.log_logit_scale"] += 1
+    torch.save(checkpoint, best)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 0
+    assert "Results" not in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_nothing_at_a_path_and_no_way_to_the_hub(tmp_path, monkeypatch):

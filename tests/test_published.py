@@ -162,6 +162,11 @@ def with_(name, tensor):
         (with_("temp", torch.tensor(0.0)), "'temp' is 0"),
         (with_("temp", torch.tensor(14.3)), "'temp' is 14.3"),
         (with_("temp", torch.tensor([0.1, 0.2])), "'temp' is"),
+        (with_("temp", torch.tensor(0.1 + 0.1j)), "'temp' is of torch.complex64"),
+        (
+            with_("vision_encoder.layers.0.blocks.0.attn.relative_position_index", torch.zeros(4, 4, dtype=torch.long)),
+            "relative_position_index' is not as Swin's windows have it",
+        ),
         (with_("extra_head.weight", torch.ones(2)), "'extra_head.weight' has no place"),
         (with_("text_encoder.bert.pooler.dense.weight", torch.ones(2, 2)), "pooler.dense.weight' has no place"),
         (

@@ -72,7 +72,7 @@ def test_it_finds_what_the_librarys_embeddings_find(ccr, kind):
     assert (status, errors) == (0, "")
     assert said == "12 pictures embedded, 0 dropped, 1 left out; 12 in index\n"
     (left_out,) = map(json.loads, Path("index/left_out.jsonl").read_text().splitlines())
-    assert left_out["path"] == os.path.join("pictures", "broken.jpg")
+    assert left_out["path"] == os.path.abspath("pictures/broken.jpg")
     assert "not a picture that Pillow can open" in left_out["reason"]
 
     texts = ["a red apple", "ein roter Apfel", "a cat"]
@@ -122,7 +122,7 @@ def test_only_what_is_new_is_embedded_again(ccr, monkeypatch):
     Image.new("RGB", (20, 20), "red").save("pictures/04.png")
     status, said, _ = ccr("embed", "pictures", "-o", "index")
     assert (status, said) == (0, "2 pictures embedded, 2 dropped, 1 left out; 12 in index\n")
-    assert sorted(opened) == ["pictures/04.png", "pictures/broken.jpg", "pictures/copy.png"]
+    assert sorted(map(os.path.relpath, opened)) == ["pictures/04.png", "pictures/broken.jpg", "pictures/copy.png"]
     after = all_hits(ccr)
     assert after.keys() == before.keys() - {"pictures/01.png"} | {"pictures/copy.png"}
     assert after["pictures/copy.png"] == pytest.approx(before["pictures/02.png"], abs=1e-6)
@@ -134,6 +134,27 @@ def test_only_what_is_new_is_embedded_again(ccr, monkeypatch):
 def all_hits(ccr):
     hits = map(json.loads, ccr("search", "index", "a cat", "-k", 99, "--json")[1].splitlines())
     return {hit["path"]: hit["similarity"] for hit in hits}
+
+
+def test_from_another_folder_it_is_the_same_index(ccr, monkeypatch, tmp_path):
+    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", tmp_path / "home" / "clip")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    said = ccr("embed", tmp_path / "home" / "pictures", "-o", "home/index")[1]
+    assert said == "0 pictures embedded, 0 dropped, 1 left out; 12 in home/index\n"
+    (tmp_path / "home" / "pictures" / "more").rename(tmp_path / "elsewhere")  # a disk that is not there
+    said = ccr("embed", "home/pictures", "-o", "home/index")[1]
+    assert said == "0 pictures embedded, 0 dropped, 1 left out; 12 in home/index\n"
+
+
+def test_an_index_names_no_files_but_its_own(ccr, tmp_path):
+    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    manifest = json.loads(Path("index/index.json").read_text())
+    for parts in ({"../victim-1": {}}, {"part-000000": {}}, {"part-000000": {"part-000000.jsonl": "0"}}, []):
+        Path("index/index.json").write_text(json.dumps({**manifest, "parts": parts}))
+        assert_refused(ccr("embed", "pictures", "-o", "index"), "index.json: this is no index")
+    del manifest["model"]
+    Path("index/index.json").write_text(json.dumps(manifest))
+    assert_refused(ccr("search", "index", "a"), "index.json: this is no index")
 
 
 def test_what_was_embedded_before_an_interruption_stays(ccr, monkeypatch):
@@ -207,6 +228,7 @@ def test_what_is_refused(ccr):
     assert_refused(
         ccr("embed", "pictures", "-o", "pictures", "--ckpt_path", "clip"), "pictures: this is no index, and there"
     )
+    assert_refused(ccr("embed", "pictures/**.png", "-o", "i", "--ckpt_path", "clip"), "pictures/**.png: ")
     assert_refused(ccr("embed", "pictures"), "the following arguments are required: -o/--output")
     assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
     assert_refused(ccr("embed", "pictures", "-o", "index", "--ckpt_path", "siglip2"), "was made by another model, clip")

@@ -70,6 +70,13 @@ def test_gradients_of_everything(monkeypatch, cells):
     assert torch.autograd.gradcheck(loss, (images, texts, scale, bias))
 
 
+def test_mixed_precision_does_not_round_it():
+    images, texts = embeddings()
+    expected = one_to_k_sigmoid_loss(images, texts, 112.0, -16.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert one_to_k_sigmoid_loss(images, texts, 112.0, -16.0) == expected
+
+
 def test_shares_of_several_processes_add_up():
     images, texts = embeddings(n_images=6)
     whole = one_to_k_sigmoid_loss(images, texts, 10.0, -4.0)

@@ -67,7 +67,8 @@ def run(args: Sequence[str]) -> int:
     retriever, account, settings = read_published(
         options.file, text_heads=options.text_heads, image_size=options.image_size
     )
-    max_tokens = options.max_tokens or settings.get("max_tokens") or 40
+    of_file = settings.get("max_tokens")
+    max_tokens = options.max_tokens or (of_file if isinstance(of_file, int) else 40)
     retriever.tokenizer = CaptionTokenizer(options.tokenizer, max_tokens=max_tokens)
     if max_tokens > retriever.max_positions:
         parser.error(f"--max_tokens is {max_tokens}, and the checkpoint has {retriever.max_positions} positions")

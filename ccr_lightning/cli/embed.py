@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ccr_lightning.errors import CCRError
+
+if TYPE_CHECKING:
+    from ccr_lightning.search.index import Picture
 
 HELP = """\
 usage: ccr embed IMAGES... -o INDEX [--ckpt_path MODEL] [options]
@@ -52,7 +55,7 @@ def run(args: Sequence[str]) -> int:
     from ccr_lightning.cli.load_model import load_model
     from ccr_lightning.progress import progress
     from ccr_lightning.search.embed import embed_pictures, find_pictures, model_identity, write_left_out
-    from ccr_lightning.search.index import Index, Picture
+    from ccr_lightning.search.index import Index
 
     parser = _Arguments(prog="ccr embed", add_help=False, allow_abbrev=False)
     parser.add_argument("images", nargs="+", metavar="IMAGES")
@@ -73,7 +76,7 @@ def run(args: Sequence[str]) -> int:
     index.take_model(identity)
 
     known = {picture.path: picture for picture in index.pictures}
-    gone = {path for path, picture in known.items() if not Path(path).is_file() or Picture.of(Path(path)) != picture}
+    gone = {path for path, picture in known.items() if _is_gone(Path(path), picture)}
     if gone:
         index.remove(gone)
     wanted = [path for path in paths if str(path) not in known.keys() - gone]
@@ -113,3 +116,10 @@ def run(args: Sequence[str]) -> int:
         f"{len(index.pictures):,} in {index.folder}"
     )
     return 0
+
+
+def _is_gone(path: Path, picture: Picture) -> bool:
+    """Whether a picture has changed, or is no longer in its folder; one whose folder is not there may come back."""
+    from ccr_lightning.search.index import Picture
+
+    return Picture.of(path) != picture if path.is_file() else path.parent.is_dir()

@@ -14,6 +14,7 @@ from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import sha256_of
 from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.models.loading import from_pretrained
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, explain_mismatch
@@ -51,8 +52,10 @@ def load_model(given: str) -> Named:
         raise CCRError(f"{checkpoint}: {mismatch}")
     model.load_state_dict(weights)
     merge_adapters(model)
+    tokenizer = content[CaptionDataModule.__qualname__]["tokenizer"]
     if model.tokenizer is None:
-        model.tokenizer = CaptionTokenizer.from_dict(content[CaptionDataModule.__qualname__]["tokenizer"])
+        model.tokenizer = CaptionTokenizer.from_dict(tokenizer)
+    model.tokenizer.max_tokens = tokenizer["max_tokens"]
     if model.transform is None:
         transform = config["data"].get("transform")
         model.transform = _built(transform, ImageTransform) if transform else ImageTransform()
@@ -76,4 +79,4 @@ def _results(run: Path, checkpoint: Path) -> dict[str, Any] | None:
         raise CCRError(
             f"{run / 'results.json'}: cannot be read ({error}); test the run again, or remove it."
         ) from error
-    return document if Path(document["checkpoint"]["path"]).name == checkpoint.name else None
+    return document if document["checkpoint"]["sha256"] == sha256_of(checkpoint) else None

@@ -111,10 +111,16 @@ def _names_a_model(config: str) -> bool:
 def _part_of_the_weights(file: Path) -> str:
     """The path of a configuration with what belongs to the weights of the run that the file is of."""
     config = run_config(file)
+    names: dict[str, tuple[str, ...]] = dict(_OF_THE_WEIGHTS)
+    retriever = _init_args(config.get("model"), "retriever")
+    if "name_or_path" in retriever:
+        names["model"] += ("objective",)
+    if not retriever.get("fusion"):
+        names["model"] += ("matching_weight", "masked_lm_weight")
     return _temporary_config(
         {
-            part: {name: config[part][name] for name in names if name in (config.get(part) or {})}
-            for part, names in _OF_THE_WEIGHTS.items()
+            part: {name: config[part][name] for name in of_part if name in (config.get(part) or {})}
+            for part, of_part in names.items()
         }
     )
 
@@ -162,7 +168,8 @@ def add_run_config(args: Sequence[str]) -> list[str]:
 
 def _scored_model(args: Sequence[str], given: str) -> list[str]:
     """The arguments with the configuration of a model that is no run, of which the data are given."""
-    args = [*without(args, "--ckpt_path"), "--ckpt_path", given]
+    base, weights = _base_of_model(given)
+    args = [*without(args, "--ckpt_path"), "--ckpt_path", weights or given]
     source = _other_source(args, given_configs(args))
     if source is None:
         raise CCRError(
@@ -170,7 +177,7 @@ def _scored_model(args: Sequence[str], given: str) -> list[str]:
             "configs/test/multi30k_2016.yaml."
         )
     name = [] if is_given(args, "--name") else ["--name", f"{model_name(given)}-{source}"]
-    return [args[0], "--config", _base_of_model(given)[0], *name, *args[1:]]
+    return [args[0], "--config", base, *name, *args[1:]]
 
 
 def _base_of_model(given: str) -> tuple[str, str | None]:

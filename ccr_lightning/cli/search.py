@@ -85,7 +85,7 @@ def run(args: Sequence[str]) -> int:
     hits = search(torch.cat(embeds), index.embeds(), options.k)
     pictures = index.pictures
     for query, places, similarities in zip(queries, hits.places.tolist(), hits.similarity.tolist(), strict=True):
-        found = [(pictures[place].path, similarity) for place, similarity in zip(places, similarities, strict=True)]
+        found = [(_shown(pictures[of].path), similarity) for of, similarity in zip(places, similarities, strict=True)]
         if options.json:
             for place, (path, similarity) in enumerate(found, 1):
                 line: dict[str, Any] = {"query": query, "place": place, "path": path, "similarity": similarity}
@@ -101,3 +101,9 @@ def _line(text: str) -> str:
     """A text in one line of a terminal, where it may be any."""
     shown = "".join(of if of.isprintable() else ascii(of)[1:-1] for of in text)
     return shown if len(shown) <= 200 else f"{shown[:200]} ..."
+
+
+def _shown(path: str) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -135,6 +135,7 @@ class TrainingCLI(LightningCLI):
             self.asked = settings.clone()
             if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
                 _take_own_model(settings, self.folder.model)
+                _keep_names(self.asked, self.folder.config)
             is_run = start is not None and Path(start).is_file()
             self.start = AtomicCheckpointIO().load_checkpoint(start, "meta") if is_run else None
             _prepare_data(settings, self.start)
@@ -407,6 +408,18 @@ def _take_own_model(settings: Namespace, folder: Path) -> None:
             part.name_or_path = str(folder)
 
 
+def _keep_names(asked: Namespace, file: Path) -> None:
+    """Lets a run that resumes say what its model is made of in the words that it began with."""
+    if not file.is_file():
+        return
+    before = load_config(str(file))
+    for part, name in (("model", "retriever"), ("data", "tokenizer"), ("data", "transform")):
+        own, now = (before.get(part) or {}).get(name) or {}, asked[part].get(name)
+        for key in ("name_or_path", "pretrained"):
+            if now is not None and key in (own.get("init_args") or {}) and key in now.init_args:
+                now.init_args[key] = own["init_args"][key]
+
+
 @rank_zero_only
 def _prepare_data(settings: Namespace, start: Mapping[str, Any] | None) -> None:
     """Prepares all splits before the model is built and trained: what is wrong with the data shows at once."""
@@ -431,6 +444,8 @@ def _start_from(model: RetrievalModule, checkpoint: str) -> None:
         weights = {f"retriever.{name}": tensor for name, tensor in read_weights(Path(checkpoint)).items()}
     else:
         weights = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    if any(".lora_A." in name for name in weights):
+        raise CCRError(f"--init_from {checkpoint}: this run has adapters: make a model of it with ccr export first.")
     try:
         resampled = model.load_initial_weights(weights)
     except CCRError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import sha256_of
 from ccr_lightning.hub import TEXTS, local_folder
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # the first four numbered as in XLM-R
@@ -186,8 +188,15 @@ class CaptionTokenizer:
     def identity(self) -> dict[str, Any]:
         """What decides the token ids of a caption, as plain types, wherever the tokeniser lies."""
         state = self.to_dict()
-        own = ("tokenizer", "roles", "max_tokens", "pads_to_max", "padding_side")
-        return {key: state[key] for key in own} if "tokenizer" in state else state
+        if not self.is_ready:
+            return state
+        own = ["tokenizer", "roles", "max_tokens", "pads_to_max", "padding_side"]
+        if "tokenizer" not in state:  # in Python: its vocabulary is files
+            own = ["vocabulary", "max_tokens", "pads_to_max"]
+            with tempfile.TemporaryDirectory() as folder:
+                names = [name for name in self.save(folder) if not name.endswith("_config.json")]
+                state["vocabulary"] = {name: sha256_of(Path(folder) / name) for name in names}
+        return {key: state[key] for key in own}
 
     def save(self, folder: str | Path) -> list[str]:
         """Save the files that ``name_or_path`` loads, and return their names.
@@ -195,6 +204,7 @@ class CaptionTokenizer:
         Raises:
             CCRError: They cannot be written, or the tokeniser is not trained yet.
         """
+        self._tokenizer.model_max_length = self.max_tokens
         try:
             paths = self._tokenizer.save_pretrained(str(folder))
         except OSError as error:

@@ -62,9 +62,10 @@ def one_to_k_sigmoid_loss(
     texts, present = batch.texts.flatten(0, 1), batch.caption_mask.flatten()
 
     def total(texts: Tensor, present: Tensor, is_positive: Tensor) -> Tensor:
-        logits = batch.logit_scale * images @ texts.T + bias.reshape(())
-        terms = F.softplus(torch.where(is_positive.repeat_interleave(n_languages, 1), -logits, logits))
-        return terms.masked_fill(~present, 0).sum()
+        with torch.autocast(images.device.type, enabled=False):
+            logits = batch.logit_scale * images @ texts.T + bias.reshape(())
+            terms = F.softplus(torch.where(is_positive.repeat_interleave(n_languages, 1), -logits, logits))
+            return terms.masked_fill(~present, 0).sum()
 
     rows = max(1, _CELLS // (max(1, len(images)) * n_languages))
     if rows >= len(batch.images):

@@ -119,7 +119,7 @@ class OpenClipDualEncoder(DualEncoder):
             file.write(save({name: of.cpu().clone().contiguous() for name, of in state.items()}, {"format": "pt"}))
         self.save_settings(folder)
         write_digests(folder)
-        write_card(folder, str(folder), sum(parameter.numel() for parameter in self.parameters()), results)
+        write_card(folder, folder.resolve().name, sum(parameter.numel() for parameter in self.parameters()), results)
 
     def save_settings(self, folder: Path) -> None:
         """Saves configuration and tokeniser; see :meth:`DualEncoder.save_settings`."""
@@ -133,6 +133,7 @@ def _load(given: str, source: OpenClipSource, pretrained: bool) -> Any:
     """The model in float32; without weights none are asked for, nor those that its towers might start from."""
     library = import_open_clip()
     name = source.name
+    refuse_own_code(given, source)
     settings: dict[str, Any] = {"pretrained_text": False, "require_pretrained": pretrained, "load_weights": pretrained}
     try:
         with quiet():
@@ -149,10 +150,27 @@ def _load(given: str, source: OpenClipSource, pretrained: bool) -> Any:
             f"{given}: open_clip cannot load this model ({reason(error)}); complete its folder, or connect to the "
             "Hugging Face hub."
         ) from error
-    return model
+    return model.float()
 
 
 def _config_folder(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(name, CONFIG)).parent
+
+
+def refuse_own_code(given: str, source: OpenClipSource) -> None:
+    """Checks the text tower of transformers, which open_clip would load with code of its own if a user said yes.
+
+    Raises:
+        CCRError: It is not there, or has such code.
+    """
+    if (tower := source.model["text_cfg"].get("hf_model_name")) is None:
+        return
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            AutoConfig.from_pretrained(tower, trust_remote_code=False)
+    except Exception as error:  # transformers and the hub raise anything
+        raise CCRError(f"{given}: its text tower {tower!r} cannot be loaded ({reason(error)}).") from error

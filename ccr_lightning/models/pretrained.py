@@ -11,7 +11,7 @@ from ccr_lightning._version import __version__
 from ccr_lightning.data.open_clip_source import CONFIG as OPEN_CLIP_CONFIG
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
-from ccr_lightning.hub import local_folder
+from ccr_lightning.hub import TEXTS, local_folder
 from ccr_lightning.models.card import model_card
 
 if TYPE_CHECKING:
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 LIBRARY = "ccr-lightning"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = 1
+_LAYERS = {"hidden_size", "layers", "heads", "feed_forward_size", "dropout"}
+_SETTINGS: dict[str, set[str]] = {  # all that a shared model may say: nothing that names a file
+    "retriever": {"image_encoder", "text_encoder", "fusion", "embed_dim"},
+    "image_encoder": {"name", "image_size", "drop_path_rate", "model_args"},
+    "text_encoder": {"vocab_size", "max_positions", *_LAYERS},
+    "fusion": {"image_width", *_LAYERS},
+    "tokenizer": {"max_tokens"},
+    "transform": {"image_size", "crop_scale", "horizontal_flip", "rand_augment", "mean", "std"},
+}
 
 
 def write_pretrained(
@@ -63,7 +72,7 @@ def write_pretrained(
         "transform": transform.settings,
         "sha256": {name: sha256_of(folder / name) for name in names},
     }
-    usage = f"from ccr_lightning import Retriever\n\nretriever = Retriever.from_pretrained({str(folder)!r})"
+    usage = f"from ccr_lightning import Retriever\n\nretriever = Retriever.from_pretrained({folder.resolve().name!r})"
     parameters = sum(tensor.numel() for tensor in weights.values())
     with atomic_write(folder / "README.md", "the card") as file:
         file.write(model_card(folder.resolve().name, parameters, usage, results).encode())
@@ -77,7 +86,7 @@ def retriever_folder(name_or_path: str | Path) -> Path:
     Raises:
         CCRError: There is none.
     """
-    return local_folder(name_or_path, "*.json", WEIGHTS)
+    return local_folder(name_or_path, *TEXTS, WEIGHTS)
 
 
 def read_config(name_or_path: str | Path) -> dict[str, Any]:
@@ -127,10 +136,17 @@ def check_retriever_config(folder: Path, config: Mapping[str, Any]) -> None:
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise CCRError(f"{path}: {key!r} is missing or no mapping; fetch or save the model again.")
-    for name, digest in {WEIGHTS: None, **config["sha256"]}.items():
+    for part, allowed in _SETTINGS.items():
+        own = config[part] if part in config else config["retriever"].get(part)
+        if part == "fusion" and own is None:
+            continue
+        if not isinstance(own, dict) or (unknown := own.keys() - allowed):
+            what = "is no mapping" if not isinstance(own, dict) else f"has {min(unknown)!r}, a setting that none has"
+            raise CCRError(f"{path}: {part!r} {what}; fetch or save the model again.")
+    for name, digest in {WEIGHTS: "", **config["sha256"]}.items():
         if "/" in name or not (folder / name).is_file():
             raise CCRError(f"{folder / name}: there is no such file, which {CONFIG} names; fetch or save it again.")
-        if digest is not None and sha256_of(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             raise CCRError(f"{folder / name}: the file is not the one that was saved (sha256); fetch or save it again.")
 
 

@@ -285,6 +285,7 @@ def _assemble(
     }
     retriever = Retriever.from_settings(settings)
     state, account = _translate(tensors, retriever.state_dict(), text)
+    _check_buffers(tensors, retriever.image_encoder)
     retriever.load_state_dict(state)
     if image_size not in (None, swin.image_size):
         _resample(retriever, swin.settings(image_size), account)
@@ -304,6 +305,8 @@ def _translate(
             continue
         if name == "log_logit_scale":
             _shape(tensors, theirs, *([1] * (theirs in tensors and tensors[theirs].ndim)))
+            if not tensors[theirs].is_floating_point():
+                raise CCRError(f"{theirs!r} is of {tensors[theirs].dtype} and not of floating-point numbers.")
             state[name] = _log_logit_scale(tensors[theirs]).to(random.dtype)
             account.changed[theirs] = "the logarithm of its inverse"
         else:
@@ -328,6 +331,14 @@ def _translate(
             raise CCRError(f"{name!r} has no place in a retriever.")
         account.ignored[name] = reason
     return state, account
+
+
+def _check_buffers(tensors: Mapping[str, Tensor], encoder: ImageEncoder) -> None:
+    """What follows from the sizes has to be as it is here, or the tables would be read in another order."""
+    for name, own in encoder.named_buffers():
+        theirs = f"vision_encoder.{name.removeprefix('backbone.')}"
+        if theirs in tensors and not tensors[theirs].equal(own.to(tensors[theirs].dtype)):
+            raise CCRError(f"{theirs!r} is not as Swin's windows have it.")
 
 
 def _their_name(name: str, text: _Text) -> str:

@@ -119,8 +119,6 @@ class Retriever(DualEncoder):
             CCRError: They do not fit together, or one is out of range.
         """
         fusion = settings["fusion"]
-        if unknown := settings["image_encoder"].keys() - {"name", "image_size", "drop_path_rate", "model_args"}:
-            raise CCRError(f"the settings of the image encoder have {min(unknown)!r}, which says nothing of its shape.")
         return cls(
             ImageEncoder(**settings["image_encoder"]),
             TextEncoder(**settings["text_encoder"]),

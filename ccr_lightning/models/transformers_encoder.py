@@ -119,7 +119,7 @@ class TransformersDualEncoder(DualEncoder):
             self.model.save_pretrained(folder, state_dict=state)
         self.save_settings(folder)
         write_digests(folder)
-        write_card(folder, str(folder), sum(parameter.numel() for parameter in self.parameters()), results)
+        write_card(folder, folder.resolve().name, sum(parameter.numel() for parameter in self.parameters()), results)
 
     def save_settings(self, folder: Path) -> None:
         """Saves configuration, processor and tokeniser; see :meth:`DualEncoder.save_settings`."""
@@ -189,7 +189,7 @@ def _load(name_or_path: str, pretrained: bool) -> Any:
         with quiet():
             if not pretrained:
                 config = AutoConfig.from_pretrained(local_folder(name_or_path, *TEXTS), **settings)
-                return AutoModel.from_config(config, **settings)
+                return AutoModel.from_config(config, dtype=torch.float32, **settings)
             settings |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
             folder = model_folder(name_or_path)
             check_digests(folder)

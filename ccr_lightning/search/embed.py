@@ -32,7 +32,7 @@ class Embedded(NamedTuple):
 
 
 def find_pictures(named: Iterable[str]) -> list[Path]:
-    """Return the files that paths, folders and patterns stand for, each once, sorted.
+    """Return the files that paths, folders and patterns stand for, each once, as absolute paths, sorted.
 
     Args:
         named: Files; folders, whose pictures are taken with those of the folders in them; or patterns such as
@@ -49,11 +49,14 @@ def find_pictures(named: Iterable[str]) -> list[Path]:
         elif path.is_file():
             own = {path}
         else:
-            own = {file for file in Path(path.anchor or ".").glob(_pattern(path)) if file.is_file()}
+            try:
+                own = {file for file in Path(path.anchor or ".").glob(_pattern(path)) if file.is_file()}
+            except ValueError as error:
+                raise CCRError(f"{name}: this is no pattern ({error}); give one such as 'photos/**/*.jpg'.") from error
         if not own:
             raise CCRError(f"{name}: there is no picture there; check the path.")
         found |= own
-    return sorted(found)
+    return sorted({path.absolute() for path in found})
 
 
 def _pattern(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,8 @@ class Index:
         manifest = _read_json(path)
         if manifest.get("format") != _FORMAT:
             raise CCRError(f"{path}: this is no index of this version; embed the pictures again into a new folder.")
+        if not _is_whole(manifest):
+            raise CCRError(f"{path}: this is no index; embed the pictures again into a new folder.")
         self.model = manifest["model"]
         for name, digests in manifest["parts"].items():
             for file, digest in digests.items():
@@ -94,7 +97,10 @@ class Index:
                 f"{self.folder} was made by another model, {self.model.get('named')}, and {model['named']} has other "
                 "weights, or another tokeniser or preprocessing: name that one, or embed the pictures into a new index."
             )
+        is_new = not self.model
         self.model = dict(model)
+        if is_new:
+            self._write_manifest()
 
     @property
     def pictures(self) -> list[Picture]:
@@ -179,3 +185,19 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise CCRError(f"{path}: this is no index; embed the pictures again into a new folder.")
     return content
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether it names a model, and parts with the files of a part: no others are read, nor removed."""
+    model, parts = manifest.get("model"), manifest.get("parts")
+    return (
+        isinstance(model, dict)
+        and isinstance(parts, dict)
+        and all(isinstance(model.get(key), str) for key in ("named", "weights", "inputs"))
+        and all(
+            re.fullmatch(r"part-\d{6}", name)
+            and isinstance(files, dict)
+            and files.keys() == {f"{name}{suffix}" for suffix in _SUFFIXES}
+            for name, files in parts.items()
+        )
+    )

@@ -29,6 +29,11 @@ def check_tokenizer(retriever: DualEncoder, tokenizer: CaptionTokenizer) -> None
             "the data's tokeniser is not the one that the model was trained with: leave data.tokenizer out beside "
             "--init_from or --ckpt_path, or give it the model's name_or_path and pads_to_max."
         )
+    if own is not None and own.pads_to_max and own.max_tokens != tokenizer.max_tokens:
+        raise CCRError(
+            f"data.tokenizer's max_tokens is {tokenizer.max_tokens}, and the model reads captions of {own.max_tokens} "
+            "tokens, padding included: leave it out."
+        )
     # Of a model's own tokeniser some ids may lie beyond its embeddings: those of tokens that no text has.
     if own is None and tokenizer.vocab_size > retriever.vocab_size:
         raise CCRError(

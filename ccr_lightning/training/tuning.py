@@ -75,7 +75,9 @@ def _add_adapters(model: DualEncoder, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise CCRError("model.tuned lora needs peft: pip install 'ccr-lightning[lora]'.") from error
-    if any(map(_is_adapted, model.modules())):
+    if any(map(_is_adapted, model.modules())):  # of an earlier stage
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or ".lora_" in name)
         return
     # Of torch's own attention a map of another class is read, not called: an adapter would do nothing there.
     inside = {id(part) for layer in model.layers() for part in layer.modules() if type(part) is nn.Linear}

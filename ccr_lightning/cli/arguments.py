@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from typing import NoReturn
+
+from ccr_lightning.errors import CCRError
+
+
+class CommandArguments(argparse.ArgumentParser):
+    """The arguments of a command without a trainer; a mistake is one sentence.
+
+    Args:
+        command: Its name.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"ccr {command}", add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise CCRError(f"{self.prog}: {message}; '{self.prog} --help' explains.")
 
 
 def values_of(args: Sequence[str], *options: str) -> list[str]:

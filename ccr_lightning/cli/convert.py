@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
+from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.cli.export import check_new
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
@@ -38,11 +37,6 @@ example:
 """
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CCRError(f"ccr convert: {message}; 'ccr convert --help' explains.")
-
-
 def run(args: Sequence[str]) -> int:
     """Writes the folder.
 
@@ -56,7 +50,7 @@ def run(args: Sequence[str]) -> int:
     from ccr_lightning.data.transforms import ImageTransform
     from ccr_lightning.models.published import read_published
 
-    parser = _Arguments(prog="ccr convert", add_help=False, allow_abbrev=False)
+    parser = CommandArguments("convert")
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--tokenizer", default="FacebookAI/xlm-roberta-large")

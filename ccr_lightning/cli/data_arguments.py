@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
 from ccr_lightning.data.build import MAX_BAD_FRACTION, BadRecords
 from ccr_lightning.data.check import StoreSource
@@ -32,18 +33,17 @@ class DataSettings(NamedTuple):
     max_bad_fraction: float
 
 
-class Arguments(argparse.ArgumentParser):
-    """The arguments of a ``ccr data`` command; a mistake is one sentence."""
+class Arguments(CommandArguments):
+    """The arguments of a ``ccr data`` command.
+
+    Args:
+        action: Its name.
+    """
 
     def __init__(self, action: str) -> None:
-        super().__init__(prog=f"ccr data {action}", add_help=False, allow_abbrev=False)
+        super().__init__(f"data {action}")
         self.add_argument("data", nargs="+", metavar="CONFIG|PATH")
         self.add_argument("--image_root")
-        self._action = action
-
-    def error(self, message: str) -> NoReturn:
-        """Raise it."""
-        raise CCRError(f"ccr data {self._action}: {message}; 'ccr data {self._action} --help' explains.")
 
     def read_unprepared(self, args: Sequence[str]) -> tuple[argparse.Namespace, DataSettings]:
         """As :meth:`read`, for commands that prepare data: a store is prepared already."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.errors import CCRError
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ example:
 _PART = 4096  # pictures: so many are lost at most if the command is killed
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CCRError(f"ccr embed: {message}; 'ccr embed --help' explains.")
-
-
 def run(args: Sequence[str]) -> int:
     """Embeds what is new.
 
@@ -57,7 +52,7 @@ def run(args: Sequence[str]) -> int:
     from ccr_lightning.search.embed import embed_pictures, find_pictures, model_identity, write_left_out
     from ccr_lightning.search.index import Index
 
-    parser = _Arguments(prog="ccr embed", add_help=False, allow_abbrev=False)
+    parser = CommandArguments("embed")
     parser.add_argument("images", nargs="+", metavar="IMAGES")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--ckpt_path")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.errors import CCRError
 
 HELP = """\
@@ -30,11 +29,6 @@ example:
 """
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CCRError(f"ccr export: {message}; 'ccr export --help' explains.")
-
-
 def run(args: Sequence[str]) -> int:
     """Writes the folder.
 
@@ -46,7 +40,7 @@ def run(args: Sequence[str]) -> int:
         return 0
     from ccr_lightning.cli.load_model import load_model
 
-    parser = _Arguments(prog="ccr export", add_help=False, allow_abbrev=False)
+    parser = CommandArguments("export")
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--onnx", action="store_true")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import NoReturn, get_args
+from typing import get_args
 
-from ccr_lightning.errors import CCRError
+from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.evaluation.comparison import Format, comparison, read_results, rows_of
 from ccr_lightning.evaluation.published import published_rows
 
@@ -28,11 +27,6 @@ example:
 """
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CCRError(f"ccr results: {message}; 'ccr results --help' explains.")
-
-
 def run(args: Sequence[str]) -> int:
     """Prints the table.
 
@@ -42,7 +36,7 @@ def run(args: Sequence[str]) -> int:
     if not args or any(arg in ("-h", "--help") for arg in args):
         print(HELP, end="")
         return 0
-    parser = _Arguments(prog="ccr results", add_help=False, allow_abbrev=False)
+    parser = CommandArguments("results")
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--format", choices=get_args(Format), default="table")
     parser.add_argument("--published", action="store_true")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.errors import CCRError
 
 HELP = """\
@@ -30,11 +30,6 @@ example:
 """
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CCRError(f"ccr search: {message}; 'ccr search --help' explains.")
-
-
 def run(args: Sequence[str]) -> int:
     """Searches, and prints what it finds.
 
@@ -44,7 +39,7 @@ def run(args: Sequence[str]) -> int:
     if not args or any(arg in ("-h", "--help") for arg in args):
         print(HELP, end="")
         return 0
-    parser = _Arguments(prog="ccr search", add_help=False, allow_abbrev=False)
+    parser = CommandArguments("search")
     parser.add_argument("index", type=Path, metavar="INDEX")
     parser.add_argument("queries", nargs="*", metavar="QUERY")
     parser.add_argument("--image", nargs="+", type=Path, default=[])

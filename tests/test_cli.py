@@ -452,10 +452,12 @@ def test_the_last_checkpoint_is_the_last_one(ccr, config, tmp_path):
 
 
 def test_a_checkpoint_outside_of_a_run(expect_error, tmp_path):
-    (tmp_path / "x.txt").write_text("no checkpoint")
-    expect_error(
-        "test", "--ckpt_path", tmp_path / "x.txt", says=r"there is no .*config\.yaml, which a run has; pass a ch"
-    )
+    for name, says in (
+        ("x.ckpt", r"there is no .*config\.yaml, which a run has; pass a ch"),
+        ("x.txt", r"x\.txt: this is no checkpoint of a run; one that the authors of CCR\^k or CCLM published is made"),
+    ):
+        (tmp_path / name).write_text("no checkpoint")
+        expect_error("test", "--ckpt_path", tmp_path / name, says=says)
 
 
 def test_an_interruption_during_the_imports(monkeypatch, capsys):
@@ -862,7 +864,9 @@ def test_checkpoints_that_do_not_fit(at_home, expect_error, tmp_path):
         expect_error("test", "--ckpt_path", path, "--config", config, says=says)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.ckpt")
     expect_error("test", "--ckpt_path", tmp_path / "other.ckpt", "--config", config, says="not the checkpoint of a run")
-    expect_error("test", "--ckpt_path", tmp_path, says=r"there is no checkpoint at .*checkpoints/best\.ckpt")
+    expect_error(
+        "test", "--ckpt_path", tmp_path, says=r"there is neither a run nor a model there: no .*checkpoints/best\.ckpt"
+    )
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(whole)
     expect_error("test", "--ckpt_path", alone, says=r"alone\.ckpt: there is no .*config\.yaml, which a run has")

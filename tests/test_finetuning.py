@@ -251,7 +251,11 @@ def test_images_may_have_another_size(finetune):
             ("--data.tokenizer.init_args.max_tokens=80",),
             "positions: pass --data.tokenizer.init_args.max_tokens 40",
         ),
-        ("", (), "--init_from : there is no checkpoint at checkpoints/best.ckpt; check the path."),
+        (
+            "",
+            (),
+            "--init_from : there is neither a run nor a model there: no checkpoints/best.ckpt, and no config.json.",
+        ),
     ],
 )
 def test_what_does_not_fit(start, arguments, says, finetune, trained_run, capsys):

@@ -184,7 +184,6 @@ def test_whatever_type_the_weights_had_a_run_is_float32(ccr, home, tmp_path):
 
 
 def test_tuning_again_keeps_the_adapters_in_training(home):
-    pytest.importorskip("peft")
     model = TransformersDualEncoder(str(home / "clip"))
     tune(model, "lora", lora_rank=4)
     once = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -203,7 +202,6 @@ def test_a_tokeniser_in_python_is_known_wherever_it_lies(tmp_path):
 
 
 def test_adapters_change_nothing_at_first_and_can_be_merged(home):
-    pytest.importorskip("peft")
     plain, model = (TransformersDualEncoder(str(home / "clip")).eval() for _ in range(2))
     tune(model, "lora", lora_rank=4)
     input_ids, mask = plain.tokenizer.encode(["a red apple", "a cat"])
@@ -225,7 +223,6 @@ def test_adapters_change_nothing_at_first_and_can_be_merged(home):
 
 
 def test_a_run_with_adapters_resumes_is_tested_and_exported(ccr, home):
-    pytest.importorskip("peft")
     settings = ["--init_from", "siglip2", "--config", "tiny.yaml", "--name", "lora", "--model.tuned", "lora"]
     assert ccr("fit", *settings, "--trainer.max_epochs", 1)[0] == 0
     assert ccr("fit", *settings, "--resume", "must")[0] == 0

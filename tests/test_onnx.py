@@ -6,6 +6,7 @@ import re
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -22,8 +23,6 @@ from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.transformers_encoder import TransformersDualEncoder
 from ccr_lightning.models.vision import ImageEncoder
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 FILES = ["image_encoder.onnx", "text_encoder.onnx"]
 SWIN = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2), "window_size": 4}

@@ -113,7 +113,8 @@ def test_for_larger_images_the_tables_are_interpolated(save):
     path = save(weights)
     retriever, account, _ = read_published(path, text_heads=TEXT_HEADS, image_size=128)
     small = load_published(path, text_heads=TEXT_HEADS)
-    assert retriever.image_encoder.image_size == 128
+    assert retriever.image_encoder.image_size == retriever.transform.image_size == 128
+    assert small.transform.image_size == 64
     assert retriever.encode_image(torch.randn(1, 3, 128, 128)).states.shape == (1, 1 + 16, 64)
     before, after = small.state_dict(), retriever.state_dict()
     tables = [name for name in after if name.endswith("relative_position_bias_table")]

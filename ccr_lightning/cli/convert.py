@@ -47,7 +47,6 @@ def run(args: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     from ccr_lightning.data.tokenizer import CaptionTokenizer
-    from ccr_lightning.data.transforms import ImageTransform
     from ccr_lightning.models.published import read_published
 
     parser = CommandArguments("convert")
@@ -76,7 +75,6 @@ def run(args: Sequence[str]) -> int:
             f"--tokenizer {options.tokenizer} has {retriever.tokenizer.vocab_size} tokens and {options.file} "
             f"{retriever.vocab_size}: pass the tokeniser that it was trained with."
         )
-    retriever.transform = ImageTransform(image_size=retriever.image_encoder.image_size)
     retriever.save_pretrained(options.folder)
     with atomic_write(options.folder / "conversion.json", "the account of the tensors") as file:
         file.write((json.dumps(asdict(account), indent=1) + "\n").encode())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
 from ccr_lightning.models.dual_encoder import MAX_TEMPERATURE, MIN_TEMPERATURE
 from ccr_lightning.models.retriever import Retriever
@@ -289,6 +290,7 @@ def _assemble(
     retriever.load_state_dict(state)
     if image_size not in (None, swin.image_size):
         _resample(retriever, swin.settings(image_size), account)
+    retriever.transform = ImageTransform(image_size=retriever.image_encoder.image_size)
     return retriever.eval(), account
 
 

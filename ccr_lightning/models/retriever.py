@@ -253,7 +253,7 @@ class Retriever(DualEncoder):
     def new_parameters(self) -> set[str]:
         """Names of the parameters that start at random while others are pretrained: they learn at a doubled rate.
 
-        None if nothing is pretrained.
+        Empty if nothing is pretrained.
         """
         names = {name for name, _ in self.named_parameters()}
         has_backbone = self.image_encoder.pretrained

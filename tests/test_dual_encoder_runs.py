@@ -23,7 +23,7 @@ FIT_CLIP = ("fit", "--init_from", "clip", "--config", "tiny.yaml")
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, write_tiny_jsonl):
     home = tmp_path_factory.mktemp("home")
-    for kind in ("Siglip2", "CLIP"):
+    for kind in ("Siglip", "Siglip2", "CLIP", "AltCLIP"):
         save_tiny(kind, home / kind.lower())
     source = {
         "class_path": "ccr_lightning.data.sources.jsonl.JsonLines",
@@ -55,7 +55,7 @@ def weights_of(run):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["siglip2", "clip"])
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "clip", "altclip"])
 def test_its_score_is_that_of_the_librarys_embeddings(ccr, home, kind):
     """Recall@1 of the 8 test images in each language, from the library's own pipeline."""
     from PIL import Image
@@ -71,7 +71,7 @@ def test_its_score_is_that_of_the_librarys_embeddings(ccr, home, kind):
     of_images = model.get_image_features(**made).pooler_output
     for language in ("en", "de", "ja"):
         texts = [line["captions"][language][0] for line in lines]
-        padding = "max_length" if kind == "siglip2" else True
+        padding = "max_length" if kind.startswith("siglip") else True
         tokens = tokenizer(texts, padding=padding, truncation=True, max_length=24, return_tensors="pt")
         of_texts = model.get_text_features(**tokens).pooler_output
         cosines = torch.nn.functional.cosine_similarity(of_images[:, None], of_texts[None], dim=-1)
@@ -89,6 +89,8 @@ def test_its_score_is_that_of_the_librarys_embeddings(ccr, home, kind):
         ("siglip2", "all", r"model\..*\.layers\.0\.|model\..*\.embeddings\.|log_logit_scale|logit_bias", r"^$"),
         ("clip", "all", r"model\..*\.layers\.0\.|log_logit_scale|_projection", r"^$"),
         ("clip", "last_layers", r"\.layers\.[12]\.|_projection|log_logit_scale", r"\.layers\.0\.|embeddings"),
+        ("siglip", "all", r"model\..*\.layers\.0\.|log_logit_scale|logit_bias", r"^$"),
+        ("altclip", "all", r"vision_model\..*\.layers\.0\.|log_logit_scale|_projection", r"^$"),
         ("siglip2", "projections", r"\.head\.|log_logit_scale|logit_bias", r"\.layers\.|embeddings"),
     ],
 )
@@ -105,7 +107,7 @@ def test_what_is_tuned_moves_and_nothing_else(ccr, home, kind, tuned, moved, kep
     assert all(key in changed for key in start if re.search(moved, key))
     assert not any(re.search(kept, key) for key in changed)
     config = (home / "runs" / name / "config.yaml").read_text()
-    assert f"objective: {'one_to_k_sigmoid' if kind == 'siglip2' else 'one_to_k'}\n" in config
+    assert f"objective: {'one_to_k_sigmoid' if kind.startswith('siglip') else 'one_to_k'}\n" in config
 
 
 @pytest.mark.ddp

@@ -21,7 +21,7 @@ from ccr_lightning.search.search import search
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    for kind in ("Siglip2", "CLIP"):
+    for kind in ("Siglip", "Siglip2", "CLIP", "AltCLIP"):
         save_tiny(kind, home / kind.lower())
     rng = np.random.default_rng(0)
     (home / "pictures" / "more").mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_the_best_are_those_of_a_stable_sort(monkeypatch, k, rows):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["siglip2", "clip"])
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "clip", "altclip"])
 def test_it_finds_what_the_librarys_embeddings_find(ccr, kind):
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -80,7 +80,7 @@ def test_it_finds_what_the_librarys_embeddings_find(ccr, kind):
     images = [Image.open(path).convert("RGB") for path in paths]
     model, tokenizer = AutoModel.from_pretrained(kind).eval(), AutoTokenizer.from_pretrained(kind)
     made = AutoImageProcessor.from_pretrained(kind)(images=images, return_tensors="pt")
-    padding = "max_length" if kind == "siglip2" else True
+    padding = "max_length" if kind.startswith("siglip") else True
     tokens = tokenizer(texts, padding=padding, truncation=True, max_length=24, return_tensors="pt")
     of_images, of_texts = (
         model.get_image_features(**made).pooler_output,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ccr_lightning.models.loading import from_pretrained
     from ccr_lightning.models.published import load_published
     from ccr_lightning.models.retriever import Retriever
+    from ccr_lightning.search.embed import embed_pictures
+    from ccr_lightning.search.index import Index
     from ccr_lightning.training.module import RetrievalModule
 
 _HOME = {
@@ -31,17 +33,21 @@ _HOME = {
     "from_pretrained": "ccr_lightning.models.loading",
     "load_published": "ccr_lightning.models.published",
     "Retriever": "ccr_lightning.models.retriever",
+    "embed_pictures": "ccr_lightning.search.embed",
+    "Index": "ccr_lightning.search.index",
     "CaptionDataModule": "ccr_lightning.data.datamodule",
     "RetrievalModule": "ccr_lightning.training.module",
 }
 
 __all__ = [
     "CaptionDataModule",
+    "Index",
     "MeanRankVariance",
     "RecallAtK",
     "RetrievalModule",
     "Retriever",
     "__version__",
+    "embed_pictures",
     "from_pretrained",
     "load_published",
     "mean_rank_variance",

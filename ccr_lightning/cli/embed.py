@@ -1,39 +1,52 @@
-"""``ccr embed``: pictures to an index that ``ccr search`` searches."""
+"""``ccr embed``: pictures to an index that ``ccr search`` and ``ccr serve`` search."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.errors import CCRError
 
 if TYPE_CHECKING:
-    from ccr_lightning.search.index import Picture
+    from ccr_lightning.data.faults import Report
+    from ccr_lightning.search.found import Found
 
 HELP = """\
 usage: ccr embed IMAGES... -o INDEX [--ckpt_path MODEL] [options]
 
-Embeds pictures with a model and keeps the result in a folder, which 'ccr search' searches in any language. Called
-again, it embeds only what is new or has changed, and drops what is no longer on the disk; interrupted, it goes on.
+Embeds pictures with a model and keeps the result in a folder, which 'ccr search' and 'ccr serve' search in any
+language. Called again, it embeds only what is new or has changed, and drops what is gone; interrupted, it goes on.
 Pictures that cannot be read are left out and listed in INDEX/left_out.jsonl.
 
 arguments:
-  IMAGES                files, folders (with the folders in them), or patterns such as 'photos/**/*.jpg'
+  IMAGES                files, folders (with the folders in them), or patterns such as 'photos/**/*.jpg';
+                        or captioned data: configurations (.yaml), a file of JSON lines (.jsonl), a store, or a folder
+                        of shards; their captions can be found then, too
 
 options:
   -o, --output INDEX    the folder of the index
   --ckpt_path MODEL     a run, a checkpoint, or a model's folder or name on the hub (default: that of the index)
+  --split NAME ...      splits of captioned data (default: all)
+  --image_root DIR      the folder of the images, for JSON lines
   --batch_size N        pictures at a time (default: 64)
   --device D            cpu, cuda, ... (default: cuda if there is one)
 
-example:
+examples:
   ccr embed ~/Pictures -o pictures.index --ckpt_path google/siglip2-base-patch16-224
+  ccr embed configs/pretrain.yaml -o openmoji.index --ckpt_path runs/pretrain
   ccr search pictures.index "ein roter Apfel" "赤いりんご"
 """
 
-_PART = 4096  # pictures: so many are lost at most if the command is killed
+
+class _Wanted(NamedTuple):
+    """What is to be embedded."""
+
+    found: Callable[[Report], Iterable[Found]]
+    total: int | None
+    prefixes: tuple[str, ...]  # of the names that are dropped if they are not found
 
 
 def run(args: Sequence[str]) -> int:
@@ -49,72 +62,73 @@ def run(args: Sequence[str]) -> int:
 
     from ccr_lightning.cli.load_model import load_model
     from ccr_lightning.progress import progress
-    from ccr_lightning.search.embed import embed_pictures, find_pictures, model_identity, write_left_out
-    from ccr_lightning.search.index import Index
+    from ccr_lightning.search.embed import embed
+    from ccr_lightning.search.index import LEFT_OUT, Index
 
     parser = CommandArguments("embed")
     parser.add_argument("images", nargs="+", metavar="IMAGES")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--ckpt_path")
+    parser.add_argument("--split", nargs="+", action="extend", default=[])
+    parser.add_argument("--image_root")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(args)
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}: give 1 or more")
     index = Index(options.output)
-    paths = find_pictures(options.images)
+    wanted = _wanted(options.images, options.split, options.image_root)
     given = options.ckpt_path or index.model.get("named")
-    if given is None:
+    if not given:
         parser.error("a new index needs --ckpt_path, which names a model")
     model = load_model(given).model
-    identity = {"named": given, **model_identity(model)}
-    index.take_model(identity)
-
-    known = {picture.path: picture for picture in index.pictures}
-    gone = {path for path, picture in known.items() if _is_gone(Path(path), picture)}
-    if gone:
-        index.remove(gone)
-    wanted = [path for path in paths if str(path) not in known.keys() - gone]
+    index.take_model(model, given)
     try:
         model.to(options.device)
     except (AssertionError, RuntimeError) as error:  # torch raises either for a device that is not there
         raise CCRError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
-    left_out: dict[str, str] = {}
-    pictures: list[Picture] = []
-    embeds: list[torch.Tensor] = []
-
-    def keep() -> None:
-        if pictures:
-            index.add(pictures, torch.cat(embeds))
-            pictures.clear()
-            embeds.clear()
-
-    try:
-        with progress("embedding", "pictures", total=len(wanted)) as advance:
-            for batch in embed_pictures(model, wanted, options.batch_size):
-                left_out |= batch.left_out
-                pictures += batch.pictures
-                if batch.pictures:
-                    embeds.append(batch.embeds)
-                if len(pictures) >= _PART:
-                    keep()
-                advance(len(batch.pictures) + len(batch.left_out))
-    finally:
-        keep()
-    write_left_out(index.folder, left_out)
-    if not index.parts:
-        raise CCRError(
-            f"none of the {len(wanted):,} pictures could be read: {index.folder / 'left_out.jsonl'} says why."
+    with progress("embedding", "pictures", total=wanted.total) as advance:
+        done = embed(
+            index,
+            wanted.found,
+            model,
+            batch_size=options.batch_size,
+            drop=lambda name: name.startswith(wanted.prefixes),
+            advance=advance,
         )
+    if not len(index):
+        raise CCRError(
+            f"none of the {len(done.left_out):,} pictures could be read: {index.folder / LEFT_OUT} says why."
+        )
+    captions = f" with {index.captions:,} captions" if index.captions else ""
     print(
-        f"{len(wanted) - len(left_out):,} pictures embedded, {len(gone):,} dropped, {len(left_out):,} left out; "
-        f"{len(index.pictures):,} in {index.folder}"
+        f"{done.new:,} pictures embedded, {done.dropped:,} dropped, {len(done.left_out):,} left out; "
+        f"{len(index):,}{captions} in {index.folder}"
     )
     return 0
 
 
-def _is_gone(path: Path, picture: Picture) -> bool:
-    """Whether a picture has changed, or is no longer in its folder; one whose folder is not there may come back."""
-    from ccr_lightning.search.index import Picture
+def _wanted(named: Sequence[str], splits: Sequence[str], image_root: str | None) -> _Wanted:
+    from ccr_lightning.cli.data_arguments import read_data
+    from ccr_lightning.data.sources.reading import check_split
+    from ccr_lightning.search.found import find_pictures, of_files, of_source, prefix
 
-    return Picture.of(path) != picture if path.is_file() else path.parent.is_dir()
+    if not any(map(_is_captioned, named)):
+        if splits or image_root:
+            raise CCRError("--split and --image_root go with captioned data: leave them out for files of pictures.")
+        paths = find_pictures(named)
+        return _Wanted(partial(of_files, paths), len(paths), ())
+    source = read_data(named, image_root).source
+    for split in splits:
+        check_split(source.name, split, source.splits)
+    chosen = tuple(dict.fromkeys(splits)) or source.splits
+    return _Wanted(partial(of_source, source, chosen), None, tuple(prefix(source, split) for split in chosen))
+
+
+def _is_captioned(name: str) -> bool:
+    """Whether it names captioned data rather than pictures."""
+    from ccr_lightning.data.sources.webdataset import INDEX
+    from ccr_lightning.data.store import MANIFEST
+
+    data = (".yaml", ".yml", ".jsonl", ".jsonl.gz")
+    return name.endswith(data) or any((Path(name) / file).is_file() for file in (MANIFEST, INDEX))

@@ -1,14 +1,17 @@
-"""``ccr search``: pictures of an index, by captions in any language or by pictures."""
+"""``ccr search``: pictures and captions of an index, by captions in any language or by pictures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.errors import CCRError
+
+if TYPE_CHECKING:
+    from ccr_lightning.search.index import Hit, Index
 
 HELP = """\
 usage: ccr search INDEX QUERY... [options]
@@ -22,11 +25,17 @@ arguments:
 options:
   --image FILE ...      pictures to search with, too
   -k N                  how many of each query (default: 5)
-  --json                one JSON object a line: query, path, similarity, place
+  --captions            find captions instead of pictures, in an index of captioned data
+  --compare             one table: how each picture that was found ranks for every query
+  --languages CODE ...  languages of the queries, for a model that wants to be told (see docs/models.md)
+  --json                one JSON object a line: query, place, name, path, similarity (and language and caption with
+                        --captions, ranks for all queries with --compare)
   --ckpt_path MODEL     the model that made the index, if it has moved
 
-example:
+examples:
   ccr search pictures.index "a red apple" "ein roter Apfel" -k 3
+  ccr search openmoji.index "a red apple" "ein roter Apfel" "赤いりんご" --compare
+  ccr search openmoji.index --image apple.jpg --captions
 """
 
 
@@ -44,6 +53,9 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("queries", nargs="*", metavar="QUERY")
     parser.add_argument("--image", nargs="+", type=Path, default=[])
     parser.add_argument("-k", type=int, default=5)
+    parser.add_argument("--captions", action="store_true")
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--languages", nargs="+")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ckpt_path")
     options = parser.parse_intermixed_args(args)
@@ -53,43 +65,98 @@ def run(args: Sequence[str]) -> int:
         parser.error("there is no query: give captions, or pictures with --image")
     if any(not query.strip() for query in options.queries):
         parser.error("a query is empty: give it some words")
-    if not (options.index / "index.json").is_file():
-        raise CCRError(f"{options.index}: there is no index; make one with ccr embed.")
+    if options.languages and len(options.languages) != len(options.queries):
+        parser.error(f"there are {len(options.queries)} captions and {len(options.languages)} --languages: name each")
+    if options.compare and options.captions:
+        parser.error("--compare shows ranks of pictures: leave out --captions")
 
     import torch
 
-    from ccr_lightning.cli.load_model import load_model
-    from ccr_lightning.search.embed import embed_pictures, model_identity
-    from ccr_lightning.search.index import Index
-    from ccr_lightning.search.search import search
-
-    index = Index(options.index)
-    given = options.ckpt_path or index.model["named"]
-    model = load_model(given).model
-    index.take_model({"named": given, **model_identity(model)})
-    assert model.tokenizer is not None
-    queries: list[str] = [*options.queries, *map(str, options.image)]
-    embeds = []
-    if options.queries:
-        with torch.inference_mode():
-            embeds.append(model.encode_text(*model.tokenizer.encode(options.queries)).embeds.float())
-    for batch in embed_pictures(model, options.image):
-        for path, reason in batch.left_out.items():
-            raise CCRError(f"--image {path}: {reason}")
-        embeds.append(batch.embeds)
-    hits = search(torch.cat(embeds), index.embeds(), options.k)
-    pictures = index.pictures
-    for query, places, similarities in zip(queries, hits.places.tolist(), hits.similarity.tolist(), strict=True):
-        found = [(_shown(pictures[of].path), similarity) for of, similarity in zip(places, similarities, strict=True)]
-        if options.json:
-            for place, (path, similarity) in enumerate(found, 1):
-                line: dict[str, Any] = {"query": query, "place": place, "path": path, "similarity": similarity}
-                print(json.dumps(line, ensure_ascii=False))
-        else:
+    index, model = open_index(options.index, options.ckpt_path)
+    embeds = [model.embed_captions(options.queries, options.languages)] if options.queries else []
+    embeds += [model.embed_images([_image(path) for path in options.image])] if options.image else []
+    queries, of_queries = [*options.queries, *map(str, options.image)], torch.cat(embeds)
+    find = index.search_captions if options.captions else index.search
+    found = find(of_queries, options.k)
+    if options.compare:
+        _print_comparison(queries, found, index, of_queries, options.json)
+        return 0
+    for query, hits in zip(queries, found, strict=True):
+        if not options.json:
             print(_line(query))
-            for place, (path, similarity) in enumerate(found, 1):
-                print(f"  {place:3}  {similarity:7.4f}  {_line(path)}")
+        for place, hit in enumerate(hits, 1):
+            print(_json(query, place, hit) if options.json else f"  {place:3}  {hit.similarity:7.4f}  {_shown(hit)}")
     return 0
+
+
+def open_index(folder: Path, ckpt_path: str | None) -> tuple[Index, Any]:
+    """Return an index and the model that made it.
+
+    Raises:
+        CCRError: There is no index, it is damaged, or the model is not there or another one.
+    """
+    if not (folder / "index.json").is_file():
+        raise CCRError(f"{folder}: there is no index; make one with ccr embed.")
+
+    from ccr_lightning.cli.load_model import load_model
+    from ccr_lightning.search.index import Index
+
+    index = Index(folder)
+    if not len(index):
+        raise CCRError(f"{folder}: there is no picture in this index; add some with ccr embed.")
+    given = ckpt_path or index.model["named"]
+    if not given:
+        raise CCRError(f"{folder}: it does not say where its model is: name it with --ckpt_path.")
+    model = load_model(given).model
+    index.check_model(model, given)
+    return index, model
+
+
+def _image(path: Path) -> Any:
+    from ccr_lightning.data.faults import RecordFault
+    from ccr_lightning.data.images import open_image
+
+    try:
+        return open_image(path, "--image")
+    except RecordFault as fault:
+        raise CCRError(str(fault)) from fault
+
+
+def _json(query: str, place: int, hit: Hit, ranks: Sequence[int] = ()) -> str:
+    line: dict[str, Any] = {"query": query, "place": place, "name": _path(hit.picture.name), "path": None}
+    if hit.picture.path is not None:
+        line["path"] = _path(hit.picture.path)
+    line["similarity"] = hit.similarity
+    if hit.language:
+        line |= {"language": hit.language, "caption": hit.caption}
+    if ranks:
+        line["ranks"] = list(ranks)
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _print_comparison(
+    queries: Sequence[str], found: Sequence[Sequence[Hit]], index: Index, of_queries: Any, as_json: bool
+) -> None:
+    hits = {hit.number: hit for of in found for hit in of}
+    ranks = dict(zip(hits, zip(*index.ranks(of_queries, list(hits)), strict=True), strict=True))
+    if as_json:
+        for query, of in zip(queries, found, strict=True):
+            for place, hit in enumerate(of, 1):
+                print(_json(query, place, hit, ranks[hit.number]))
+        return
+    from tabulate import tabulate
+
+    header = ["rank for", *(f"{_line(query)[:24]}" for query in queries)]
+    rows = [[_shown(hits[number]), *ranks[number]] for number in sorted(hits, key=lambda of: ranks[of])]
+    alignment = ("left", *("right" for _ in queries))
+    print(tabulate(rows, header, tablefmt="simple_outline", disable_numparse=True, colalign=alignment))
+
+
+def _shown(hit: Hit) -> str:
+    """A hit in a line: a caption, or a picture with a caption of it if it has one."""
+    name = _path(hit.picture.name)
+    captions = [(hit.language, hit.caption)] if hit.language else hit.picture.all_captions()[:1]
+    return _line("  ".join([name, *(f"{language}: {text}" for language, text in captions)]))
 
 
 def _line(text: str) -> str:
@@ -98,7 +165,7 @@ def _line(text: str) -> str:
     return shown if len(shown) <= 200 else f"{shown[:200]} ..."
 
 
-def _shown(path: str) -> str:
+def _path(path: str) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

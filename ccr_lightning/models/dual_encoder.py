@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ccr_lightning.data.images import as_rgb
+from ccr_lightning.errors import CCRError
+from ccr_lightning.functional.similarity import slices
 
 if TYPE_CHECKING:
     from ccr_lightning.data.tokenizer import CaptionTokenizer
@@ -18,6 +25,20 @@ if TYPE_CHECKING:
     from ccr_lightning.models.fusion import FusionEncoder
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
+
+_Hit = TypeVar("_Hit", covariant=True)
+
+
+class Searchable(Protocol[_Hit]):
+    """What :meth:`DualEncoder.search` searches: ``ccr_lightning.Index``."""
+
+    def check_model(self, model: DualEncoder) -> None:
+        """Check that the model made what is in it."""
+        ...
+
+    def search(self, queries: Tensor, k: int) -> Sequence[Sequence[_Hit]]:
+        """Find the k best of each query (Q, D)."""
+        ...
 
 
 class Encoded(NamedTuple):
@@ -94,6 +115,101 @@ class DualEncoder(nn.Module, ABC):
                 means nothing, but is finite.
             most_tokens: A bound on the number of tokens, which may spare a GPU the wait for their count.
         """
+
+    def embed_captions(
+        self, captions: Sequence[str], languages: Sequence[str] | None = None, batch_size: int = 256
+    ) -> Tensor:
+        """Embeds texts.
+
+        Args:
+            captions: N texts, in any language that the model knows.
+            languages: Their codes, for a model that wants to be told; others do without.
+            batch_size: Texts at a time.
+
+        Returns:
+            (N, D) float32, L2-normalised, on the CPU; computed as in evaluation.
+
+        Raises:
+            CCRError: The model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise CCRError("this model does not know what makes token ids for it: set its tokenizer.")
+        embeds = []
+        with self._encoding() as device:
+            for part in slices(len(captions), batch_size):
+                input_ids, mask = self.tokenizer.encode(captions[part], languages[part] if languages else None)
+                embeds.append(self.encode_text(input_ids.to(device), mask.to(device)).embeds.float().cpu())
+        return torch.cat(embeds)
+
+    def embed_images(self, images: Sequence[Image.Image], batch_size: int = 64) -> Tensor:
+        """Embeds pictures.
+
+        Args:
+            images: N pictures of Pillow.
+            batch_size: Pictures at a time.
+
+        Returns:
+            (N, D) float32, L2-normalised, on the CPU; computed as in evaluation.
+
+        Raises:
+            CCRError: The model has no transform.
+        """
+        if self.transform is None:
+            raise CCRError("this model does not know what makes pixels for it: set its transform.")
+        embeds = []
+        for part in slices(len(images), batch_size):
+            embeds.append(self.embed_pixels([self.transform.evaluate(as_rgb(image)) for image in images[part]]))
+        return torch.cat(embeds)
+
+    def embed_pixels(self, pixels: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
+        """Embeds a batch of what ``transform.evaluate`` made of pictures: see :meth:`embed_images`."""
+        assert self.transform is not None
+        with self._encoding() as device:
+            images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device)
+            return self.encode_image(self.transform.normalize(images)).embeds.float().cpu()
+
+    @contextmanager
+    def _encoding(self) -> Iterator[torch.device]:
+        """Encodes without gradients or dropout, on the device of the parameters."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield self.log_logit_scale.device
+        finally:
+            self.train(was_training)
+
+    def search(
+        self, index: Searchable[_Hit], queries: Sequence[str | Image.Image], k: int = 10
+    ) -> Sequence[Sequence[_Hit]]:
+        """Finds the pictures of an index that are most similar to captions or pictures, exactly.
+
+        Args:
+            index: An ``Index`` that this model made.
+            queries: Captions in any language that the model knows, and pictures of Pillow.
+            k: How many of each query; fewer if there are fewer pictures.
+
+        Returns:
+            For each query its hits, best first, with ``picture`` and ``similarity``.
+
+        Raises:
+            CCRError: The index was made by another model, or there is no query.
+
+        Example:
+            >>> from ccr_lightning import Index, from_pretrained
+            >>> model = from_pretrained("models/mine")  # doctest: +SKIP
+            >>> model.search(Index("pictures.index"), ["ein roter Apfel"])[0][0].picture.path  # doctest: +SKIP
+            '/home/me/Pictures/apple.jpg'
+        """
+        if isinstance(queries, str) or not queries:
+            raise CCRError("search takes a list of queries, with at least one: pass [query].")
+        index.check_model(self)
+        places = {kind: [n for n, of in enumerate(queries) if isinstance(of, str) is kind] for kind in (True, False)}
+        texts, images = ([queries[place] for place in places[kind]] for kind in (True, False))
+        parts = [self.embed_captions(texts)] if texts else []  # type: ignore[arg-type]
+        parts += [self.embed_images(images)] if images else []  # type: ignore[arg-type]
+        order = torch.tensor([*places[True], *places[False]]).argsort()
+        return index.search(torch.cat(parts)[order], k)
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path, results: Mapping[str, Any] | None = None) -> None:

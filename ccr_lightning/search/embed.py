@@ -1,130 +1,219 @@
-"""Files of pictures to embeddings, in batches, around those that cannot be read."""
+"""Pictures and their captions to embeddings in an index: in batches, around those that cannot be read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ccr_lightning.data.faults import RecordFault
+from ccr_lightning.data.faults import RecordFault, Report
 from ccr_lightning.data.images import open_image
-from ccr_lightning.errors import CCRError
-from ccr_lightning.evaluation.results import weights_sha256
-from ccr_lightning.files import settings_sha256
+from ccr_lightning.files import atomic_write
 from ccr_lightning.models.dual_encoder import DualEncoder
-from ccr_lightning.search.index import LEFT_OUT, Picture
+from ccr_lightning.search.found import Found, find_pictures, of_files
+from ccr_lightning.search.index import LEFT_OUT, Index
+from ccr_lightning.search.part import Content, joined
+from ccr_lightning.search.picture import Picture
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".avif")
+_PART = 4096  # pictures: so many are lost at most if the process is killed
+_THREADS = 4  # pictures that are decoded at a time
+
+
+class LeftOut(NamedTuple):
+    """A picture that cannot be read, and why; a record without a picture has no name."""
+
+    name: str
+    reason: str
 
 
 class Embedded(NamedTuple):
-    """A batch of pictures that could be read, their embeddings, and those that could not, with the reason."""
+    """What became of pictures."""
 
-    pictures: list[Picture]
-    embeds: Tensor  # (n, D)
-    left_out: dict[str, str]
+    new: int  # that were embedded
+    dropped: int  # that are not in the index any more, in that state
+    left_out: list[LeftOut]
 
 
-def find_pictures(named: Iterable[str]) -> list[Path]:
-    """Return the files that paths, folders and patterns stand for, each once, as absolute paths, sorted.
+def embed(
+    index: Index,
+    found: Callable[[Report], Iterable[Found]],
+    model: DualEncoder,
+    *,
+    batch_size: int = 64,
+    drop: Callable[[str], bool] = lambda name: False,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Embedded:
+    """Embeds the pictures that are new or have changed, and drops those that are gone, from an index of the same model.
+
+    What is finished stays if it is interrupted, and is not done again.
 
     Args:
-        named: Files; folders, whose pictures are taken with those of the folders in them; or patterns such as
-            ``photos/**/*.jpg``.
+        index: The index.
+        found: Yields the pictures that are to be in it, and reports what is none.
+        model: On its device, with its tokenizer and transform.
+        batch_size: Pictures at a time.
+        drop: Whether a picture of the index that is not among these is dropped; a file that has gone from its folder
+            always is.
+        advance: Told of how many more pictures it is known what becomes of them.
+
+    Returns:
+        What became of them; ``left_out.jsonl`` in the index's folder has what was left out.
 
     Raises:
-        CCRError: One stands for nothing.
+        CCRError: The model makes numbers that are not finite, or a file cannot be written.
     """
-    found: set[Path] = set()
-    for name in named:
-        path = Path(name)
-        if path.is_dir():
-            own = {file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()}
-        elif path.is_file():
-            own = {path}
-        else:
-            try:
-                own = {file for file in Path(path.anchor or ".").glob(_pattern(path)) if file.is_file()}
-            except ValueError as error:
-                raise CCRError(f"{name}: this is no pattern ({error}); give one such as 'photos/**/*.jpg'.") from error
-        if not own:
-            raise CCRError(f"{name}: there is no picture there; check the path.")
-        found |= own
-    return sorted({path.absolute() for path in found})
+    left_out: list[LeftOut] = []
+    known = {picture.name: picture.state for picture in index.pictures()}
+    seen: set[str] = set()
 
+    def new_ones() -> Iterator[Found]:
+        for one in found(lambda fault: left_out.append(LeftOut("", str(fault)))):
+            seen.add(one.picture.name)
+            if known.get(one.picture.name) == one.picture.state:
+                advance(1)
+            else:
+                yield one
 
-def _pattern(path: Path) -> str:
-    return str(path.relative_to(path.anchor)) if path.anchor else str(path)
-
-
-def model_identity(model: DualEncoder) -> dict[str, str]:
-    """Return hashes of what decides an embedding: weights, tokeniser and preprocessing.
-
-    Raises:
-        CCRError: The model does not know what prepares its inputs.
-    """
-    if model.tokenizer is None or model.transform is None:
-        raise CCRError("this model does not know what prepares its inputs: set its tokenizer and transform.")
-    inputs: dict[str, Any] = {"tokenizer": model.tokenizer.identity, "transform": model.transform.evaluation_settings}
-    return {"weights": weights_sha256(model.state_dict()), "inputs": settings_sha256(inputs)}
+    new, waiting = 0, _Collected()
+    try:
+        for batch in _ahead(new_ones(), model, batch_size):
+            usable = [of for of in batch if not isinstance(of, LeftOut)]
+            left_out += [of for of in batch if isinstance(of, LeftOut)]
+            if usable:
+                waiting.add(_embedded(model, usable))
+                new += len(usable)
+            if waiting.pictures >= _PART:
+                index.add(waiting.take())
+            advance(len(batch))
+    finally:
+        if waiting.pictures:
+            index.add(waiting.take())
+        dropped = _drop_earlier_states(index)
+    unreadable = {of.name for of in left_out}
+    gone = {
+        number
+        for number, picture in enumerate(index.pictures())
+        if picture.name in unreadable or (picture.name not in seen and (drop(picture.name) or _is_gone(picture)))
+    }
+    if gone:
+        index.remove(gone)
+    _write_left_out(index.folder, left_out)
+    return Embedded(new, dropped + len(gone), left_out)
 
 
 def embed_pictures(
-    model: DualEncoder, paths: Sequence[Path], batch_size: int = 64, threads: int = 4
-) -> Iterator[Embedded]:
-    """Yield the embeddings of pictures batch by batch, while the next ones are being decoded.
+    folder: str | Path, named: Iterable[str | Path], model: DualEncoder, model_name: str = "", batch_size: int = 64
+) -> Index:
+    """Embeds pictures that are new or have changed into an index, which is made if need be, and returns it.
 
     Args:
-        model: In evaluation mode, on its device, with its transform.
-        paths: Files.
-        batch_size: Pictures of a batch.
-        threads: Files that are decoded at a time.
+        folder: That of the index.
+        named: Files; folders, whose pictures are taken with those of the folders in them; or patterns.
+        model: With its tokenizer and transform, on any device.
+        model_name: What ``ccr search`` finds the model by: a run, a model's folder, or a name on the hub.
+        batch_size: Pictures at a time.
+
+    Raises:
+        CCRError: There is no picture, or the index is one of another model or damaged.
+
+    Example:
+        >>> from ccr_lightning import from_pretrained
+        >>> model = from_pretrained("models/mine")  # doctest: +SKIP
+        >>> index = embed_pictures("pictures.index", ["photos"], model)  # doctest: +SKIP
     """
-    transform = model.transform
-    assert transform is not None
-    device = next(model.parameters()).device
+    index = Index(folder)
+    found = partial(of_files, find_pictures(map(str, named)))
+    index.take_model(model, model_name)
+    embed(index, found, model, batch_size=batch_size)
+    return index
 
-    def read(path: Path) -> tuple[Picture, Any] | str:
+
+class _Decoded(NamedTuple):
+    """A picture that could be read."""
+
+    found: Found
+    pixels: Any  # as the model's transform makes them
+    data: bytes | None  # for the index to keep
+
+
+class _Collected:
+    """Batches that become a part together."""
+
+    def __init__(self) -> None:
+        self._contents: list[Content] = []
+
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        return sum(len(content.pictures) for content in self._contents)
+
+    def add(self, content: Content) -> None:
+        """Add a batch."""
+        self._contents.append(content)
+
+    def take(self) -> Content:
+        """Return all of them, and forget them."""
+        contents, self._contents = self._contents, []
+        return joined(contents)
+
+
+def _ahead(found: Iterable[Found], model: DualEncoder, batch_size: int) -> Iterator[list[_Decoded | LeftOut]]:
+    """Yield batches of decoded pictures; the next one is decoded while one is used."""
+
+    def decode(one: Found) -> _Decoded | LeftOut:
+        name, image = one.picture.name, one.image
         try:
-            pixels = transform.evaluate(open_image(path, "embed"))
-            return Picture.of(path), pixels
+            assert model.transform is not None
+            pixels = model.transform.evaluate(open_image(image, name))
         except (RecordFault, OSError) as error:
-            return str(error).removeprefix("embed: ")
+            return LeftOut(name, str(error).removeprefix(f"{name}: "))
+        return _Decoded(one, pixels, image if isinstance(image, bytes) else None)
 
-    with ThreadPoolExecutor(threads) as pool:
-        for batch, results in _ahead(pool, read, paths, batch_size):
-            left_out = {str(path): of for path, of in zip(batch, results, strict=True) if isinstance(of, str)}
-            read_ones = [of for of in results if not isinstance(of, str)]
-            embeds = torch.empty(0)
-            if read_ones:
-                pixels = torch.from_numpy(np.stack([of for _, of in read_ones])).permute(0, 3, 1, 2).to(device)
-                with torch.inference_mode():
-                    embeds = model.encode_image(transform.normalize(pixels)).embeds.float().cpu()
-            yield Embedded([picture for picture, _ in read_ones], embeds, left_out)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Path], Any], paths: Sequence[Path], batch_size: int
-) -> Iterator[tuple[Sequence[Path], list[Any]]]:
-    """Batches of files with what was read of them; the next batch is read while one is used."""
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    waiting = [[pool.submit(read, path) for path in batch] for batch in batches[:1]]
-    for number, batch in enumerate(batches):
-        if number + 1 < len(batches):
-            waiting.append([pool.submit(read, path) for path in batches[number + 1]])
-        yield batch, [future.result() for future in waiting.pop(0)]
+    rest = iter(found)
+    batches = iter(lambda: list(islice(rest, batch_size)), [])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: list[list[Any]] = []
+        for batch in batches:
+            waiting.append([pool.submit(decode, one) for one in batch])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.pop(0)]
+        for futures in waiting:
+            yield [future.result() for future in futures]
 
 
-def write_left_out(folder: Path, left_out: dict[str, str]) -> None:
-    """Write ``left_out.jsonl``: the files that could not be read, and why."""
-    from ccr_lightning.files import atomic_write
+def _embedded(model: DualEncoder, decoded: Sequence[_Decoded]) -> Content:
+    pictures = [of.found.picture for of in decoded]
+    image_embeds = model.embed_pixels([of.pixels for of in decoded])
+    captions = [caption for picture in pictures for caption in picture.all_captions()]
+    text_embeds = torch.empty(0, image_embeds.shape[1])
+    if captions:
+        languages, texts = zip(*captions, strict=True)
+        text_embeds = model.embed_captions(texts, languages)
+    return Content(pictures, [of.data for of in decoded], image_embeds, text_embeds)
 
-    lines = [json.dumps({"path": path, "reason": reason}, ensure_ascii=False) for path, reason in left_out.items()]
+
+def _drop_earlier_states(index: Index) -> int:
+    """Drops pictures of which there is a later state, and returns how many that were."""
+    last = {picture.name: number for number, picture in enumerate(index.pictures())}
+    earlier = {number for number, picture in enumerate(index.pictures()) if last[picture.name] != number}
+    if earlier:
+        index.remove(earlier)
+    return len(earlier)
+
+
+def _is_gone(picture: Picture) -> bool:
+    """Whether a file is not in its folder any more; one whose folder is not there may come back."""
+    path = None if picture.path is None else Path(picture.path)
+    return path is not None and not path.is_file() and path.parent.is_dir()
+
+
+def _write_left_out(folder: Path, left_out: Iterable[LeftOut]) -> None:
+    lines = [json.dumps(of._asdict()) + "\n" for of in left_out]
     with atomic_write(folder / LEFT_OUT, "the list of pictures that were left out") as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+        file.write("".join(lines).encode())

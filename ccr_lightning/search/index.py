@@ -1,180 +1,299 @@
-"""An index: embeddings of pictures in a folder, and which model made them of which files."""
+"""An index: embeddings of pictures and their captions in a folder, and which model made them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from PIL import Image
 from torch import Tensor
 
+from ccr_lightning.data.images import decode_image, open_image
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.files import atomic_write
+from ccr_lightning.functional.nearest import nearest, ranks_of
+from ccr_lightning.models.dual_encoder import DualEncoder
+from ccr_lightning.search.identity import model_identity
+from ccr_lightning.search.part import SUFFIXES, Content, Part, joined
+from ccr_lightning.search.picture import Picture, file_state
 
 MANIFEST, LEFT_OUT = "index.json", "left_out.jsonl"
-_FORMAT = 1
-_SUFFIXES = (".safetensors", ".jsonl")  # of a part: embeddings, and pictures in the same order
+_FORMAT = 2
+_MERGED_BYTES = 2**29  # parts are not merged into larger ones
 
 
-class Picture(NamedTuple):
-    """A file, in the state in which it was embedded."""
+class Hit(NamedTuple):
+    """A picture that was found, or a caption of it."""
 
-    path: str
-    bytes: int
-    changed_ns: int  # time of its last change
-
-    @classmethod
-    def of(cls, path: Path) -> Picture:
-        """Return what a file is now.
-
-        Raises:
-            OSError: It cannot be looked at.
-        """
-        state = path.stat()
-        return cls(str(path), state.st_size, state.st_mtime_ns)
-
-
-class Part(NamedTuple):
-    """Some of the pictures of an index."""
-
-    name: str
-    pictures: list[Picture]
+    number: int  # of the picture in the index
+    picture: Picture
+    similarity: float  # cosine, in [-1, 1]
+    language: str = ""  # of the caption that was found; empty where pictures were searched
+    caption: str = ""
 
 
 class Index:
-    """The folder of an index: ``index.json``, and parts of embeddings and names.
+    """The folder of an index: ``index.json``, and parts of embeddings, names and pictures.
+
+    Pictures that are files stay where they are; of others the index keeps the bytes. What a search reads is compared
+    with its sha256 once, when the index is opened. Embeddings stay on the disk and are read as they are used.
 
     Args:
         folder: The folder; it need not exist.
 
     Attributes:
-        model: How the model was named, and hashes of it; empty as long as there is no part.
-        parts: In the order in which they were made.
+        folder: As given.
+        model: How the model was ``named``, and hashes of its ``weights`` and ``inputs``; empty as long as nothing is in
+            the index.
 
     Raises:
         CCRError: What is there is no index, or is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> len(Index(Path(tempfile.mkdtemp()) / "pictures.index"))
+        0
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
         self.model: dict[str, Any] = {}
-        self.parts: list[Part] = []
-        self._sha256: dict[str, str] = {}
-        path = folder / MANIFEST
+        self._parts: list[Part] = []
+        self._files: dict[str, dict[str, Any]] = {}  # by the name of a part
+        self._made_by: Callable[[], DualEncoder | None] = lambda: None
+        path = self.folder / MANIFEST
         if not path.exists():
-            if folder.exists() and (not folder.is_dir() or {of.name for of in folder.iterdir()} - {LEFT_OUT}):
-                raise CCRError(f"{folder}: this is no index, and there is something in it; name another folder.")
+            if self.folder.exists() and not _is_empty(self.folder):
+                raise CCRError(f"{self.folder}: this is no index, and there is something in it; name another folder.")
             return
         manifest = _read_json(path)
         if manifest.get("format") != _FORMAT:
             raise CCRError(f"{path}: this is no index of this version; embed the pictures again into a new folder.")
         if not _is_whole(manifest):
             raise CCRError(f"{path}: this is no index; embed the pictures again into a new folder.")
-        self.model = manifest["model"]
-        for name, digests in manifest["parts"].items():
-            for file, digest in digests.items():
-                if not (folder / file).is_file() or sha256_of(folder / file) != digest:
-                    raise CCRError(
-                        f"{folder / file}: the file is missing or damaged: embed the pictures into a new index."
-                    )
-                self._sha256[file] = digest
-            lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-            self.parts.append(Part(name, [Picture(*json.loads(line)) for line in lines]))
+        self.model, self._files = manifest["model"], manifest["parts"]
+        self._parts = [Part(self.folder, name) for name in self._files]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda part: part.check(self._files[part.name]), self._parts))
 
-    def take_model(self, model: dict[str, str]) -> None:
-        """Check that a model is the one that made the index, and note how it is named now.
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @property
+    def captions(self) -> int:
+        """Number of captions that can be found."""
+        return sum(len(part.text_embeds) for part in self._parts)
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield all pictures, in the order of their numbers."""
+        for part in self._parts:
+            yield from part.pictures()
+
+    def picture(self, number: int) -> Picture:
+        """Return a picture.
+
+        Raises:
+            CCRError: There is none of this number.
+        """
+        part, row = self._place(number)
+        return part.picture(row)
+
+    def open(self, number: int) -> Image.Image:
+        """Read and decode a picture.
+
+        Raises:
+            CCRError: There is none of this number, its file is gone or has changed since, or it is damaged.
+        """
+        part, row = self._place(number)
+        picture = part.picture(row)
+        if (data := part.kept(picture)) is not None:
+            return decode_image(data, picture.name)
+        path = Path(picture.path or "")
+        try:
+            same = picture.state.split("; ")[0] == file_state(path)
+        except OSError:
+            same = False
+        if not same:
+            raise CCRError(f"{picture.name}: the picture is gone or has changed since it was embedded; embed it again.")
+        return open_image(path, picture.name)
+
+    def search(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
+        """Finds the k pictures that are most similar to each query, best first: see ``nearest``.
 
         Args:
-            model: How it is ``named``, and hashes of its ``weights`` and ``inputs``.
+            queries: (Q, D) float32, L2-normalised, of the model that made the index.
+            k: How many of each query; fewer if there are fewer pictures.
+        """
+        found = nearest(queries, (part.image_embeds for part in self._parts), k)
+        return [
+            [
+                Hit(number, self.picture(number), similarity)
+                for number, similarity in zip(numbers, similarities, strict=True)
+            ]
+            for numbers, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
+        ]
+
+    def search_captions(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
+        """Finds the k captions that are most similar to each query, best first, of all pictures that have some.
+
+        Args:
+            queries: (Q, D) float32, L2-normalised, of the model that made the index.
+            k: How many of each query; fewer if there are fewer captions.
+
+        Raises:
+            CCRError: No picture has a caption.
+        """
+        if not self.captions:
+            raise CCRError(f"{self.folder}: its pictures have no captions; embed captioned data to search captions.")
+        found = nearest(queries, (part.text_embeds for part in self._parts), k)
+        return [
+            [self._caption(place, similarity) for place, similarity in zip(places, similarities, strict=True)]
+            for places, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
+        ]
+
+    def ranks(self, queries: Tensor, numbers: Sequence[int]) -> list[list[int]]:
+        """Rank chosen pictures among all for each query, from 1, in the order of :meth:`search`.
+
+        Args:
+            queries: (Q, D) float32, L2-normalised.
+            numbers: Those of P pictures.
+
+        Returns:
+            Q lists of P ranks.
+        """
+        ranks: list[list[int]] = ranks_of(
+            queries, [part.image_embeds for part in self._parts], torch.tensor(numbers, dtype=torch.int64)
+        ).tolist()
+        return ranks
+
+    def check_model(self, model: DualEncoder, named: str = "this model") -> None:
+        """Check that a model is the one that made the index; one that was checked is not looked at again.
+
+        Args:
+            model: The model.
+            named: What to call it in the message.
 
         Raises:
             CCRError: It is another one.
         """
-        if self.model and any(self.model.get(key) != model[key] for key in ("weights", "inputs")):
+        if self._made_by() is not model:
+            self._compare(model_identity(model), named)
+            self._made_by = weakref.ref(model)
+
+    def _compare(self, identity: Mapping[str, str], named: str) -> None:
+        if self.model and any(self.model.get(key) != identity[key] for key in ("weights", "inputs")):
             raise CCRError(
-                f"{self.folder} was made by another model, {self.model.get('named')}, and {model['named']} has other "
-                "weights, or another tokeniser or preprocessing: name that one, or embed the pictures into a new index."
+                f"{self.folder} was made by another model, {self.model['named'] or 'without a name'}, and {named} has "
+                "other weights, or another tokeniser or preprocessing: name that one, or embed the pictures into a new "
+                "index."
             )
-        is_new = not self.model
-        self.model = dict(model)
-        if is_new:
+
+    def take_model(self, model: DualEncoder, named: str) -> None:
+        """Check that a model is the one that made the index, and note how it is named now.
+
+        Args:
+            model: The model.
+            named: What finds it again, for ``ccr search``; may be empty.
+
+        Raises:
+            CCRError: It is another one, or ``index.json`` cannot be written.
+        """
+        identity = model_identity(model)
+        self._compare(identity, named or "this model")
+        self._made_by = weakref.ref(model)
+        if self.model != (new := {"named": named or self.model.get("named", ""), **identity}):
+            self.model = new
             self._write_manifest()
 
-    @property
-    def pictures(self) -> list[Picture]:
-        """All pictures, in the order of the embeddings."""
-        return [picture for part in self.parts for picture in part.pictures]
-
-    def embeds(self) -> Iterator[Tensor]:
-        """Yield the embeddings (n, D) of each part, read from the disk as they are used.
+    def add(self, content: Content) -> None:
+        """Write pictures as a part, merged with others that are as small; from then on they stay.
 
         Raises:
-            CCRError: A file is damaged.
+            CCRError: Embeddings are not finite, or a file cannot be written.
         """
-        from safetensors import safe_open
-
-        for part in self.parts:
-            path = self.folder / f"{part.name}.safetensors"
-            try:
-                with safe_open(path, "pt") as file:
-                    embeds = file.get_tensor("image_embeds")
-            except Exception as error:
-                raise CCRError(f"{path}: cannot be read ({error}); embed the pictures into a new index.") from error
-            yield embeds
-
-    def add(self, pictures: Sequence[Picture], embeds: Tensor) -> None:
-        """Write pictures and their embeddings (n, D) as a part; from then on it stays.
-
-        Raises:
-            CCRError: A file cannot be written.
-        """
-        self._write_part(pictures, embeds)
+        if not all(embeds.isfinite().all() for embeds in (content.image_embeds, content.text_embeds)):
+            raise CCRError("the model makes embeddings that are not finite: train it again, or name another one.")
+        old: list[Part] = []
+        self._write(content)
+        while len(self._parts) > 1 and self._are_alike(*self._parts[-2:]):
+            last_two = self._parts[-2:]
+            del self._parts[-2:]
+            old += last_two
+            self._write(joined([part.content() for part in last_two]))
         self._write_manifest()
+        self._delete(old)
 
-    def remove(self, paths: set[str]) -> None:
+    def _are_alike(self, first: Part, second: Part) -> bool:
+        return len(first) <= 2 * len(second) and first.size + second.size <= _MERGED_BYTES
+
+    def remove(self, numbers: set[int]) -> None:
         """Drop pictures: parts that had them are replaced by new ones, and deleted once the index has these.
 
         Raises:
             CCRError: A file cannot be written.
         """
-        old = []
-        for part, embeds in list(zip(self.parts, self.embeds(), strict=True)):
-            kept = [place for place, picture in enumerate(part.pictures) if picture.path not in paths]
-            if len(kept) == len(part.pictures):
+        old, start = [], 0
+        for part in list(self._parts):
+            kept = [row for row in range(len(part)) if start + row not in numbers]
+            start += len(part)
+            if len(kept) == len(part):
                 continue
             old.append(part)
+            self._parts.remove(part)
             if kept:
-                self._write_part([part.pictures[place] for place in kept], embeds[kept])
-        self.parts = [part for part in self.parts if part not in old]
+                self._write(part.content(kept))
         self._write_manifest()
-        for part in old:
-            for suffix in _SUFFIXES:
-                (self.folder / f"{part.name}{suffix}").unlink(missing_ok=True)
+        self._delete(old)
 
-    def _write_part(self, pictures: Sequence[Picture], embeds: Tensor) -> None:
-        from safetensors.torch import save
-
-        number = 1 + max((int(part.name.rpartition("-")[2]) for part in self.parts), default=-1)
-        part = Part(f"part-{number:06}", list(pictures))
-        lines = "".join(json.dumps(picture, ensure_ascii=False) + "\n" for picture in part.pictures)
-        content = (save({"image_embeds": embeds.contiguous()}), lines.encode())
-        for suffix, data in zip(_SUFFIXES, content, strict=True):
-            path = self.folder / f"{part.name}{suffix}"
-            with atomic_write(path, "the index") as file:
-                file.write(data)
-            self._sha256[path.name] = sha256_of(path)
-        self.parts.append(part)
+    def _write(self, content: Content) -> None:
+        number = 1 + max((int(name.rpartition("-")[2]) for name in self._files), default=-1)
+        part = Part.write(self.folder, f"part-{number:06}", content)
+        self._files[part.name] = part.files()
+        self._parts.append(part)
 
     def _write_manifest(self) -> None:
-        parts = {
-            part.name: {f"{part.name}{suffix}": self._sha256[f"{part.name}{suffix}"] for suffix in _SUFFIXES}
-            for part in self.parts
-        }
-        manifest = {"format": _FORMAT, "model": self.model, "images": len(self.pictures), "parts": parts}
+        parts = {part.name: self._files[part.name] for part in self._parts}
+        counts = {"pictures": len(self), "captions": self.captions}
+        manifest = {"format": _FORMAT, "model": self.model, **counts, "parts": parts}
         with atomic_write(self.folder / MANIFEST, "the index") as file:
-            file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(manifest, indent=1) + "\n").encode())
+
+    def _delete(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            del self._files[part.name]
+            part.delete()
+
+    def _place(self, number: int) -> tuple[Part, int]:
+        row = number
+        for part in self._parts:
+            if 0 <= row < len(part):
+                return part, row
+            row -= len(part)
+        raise CCRError(f"{self.folder}: there is no picture {number}; there are {len(self)}, from 0 on.")
+
+    def _caption(self, place: int, similarity: float) -> Hit:
+        start = 0
+        for part in self._parts:
+            if place < len(part.text_embeds):
+                break
+            place -= len(part.text_embeds)
+            start += len(part)
+        row = int(part.text_rows[place])
+        first = int(torch.searchsorted(part.text_rows, row))
+        picture = part.picture(row)
+        language, text = picture.all_captions()[place - first]
+        return Hit(start + row, picture, similarity, language, text)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder may become an index; a list of what could not be read may be there."""
+    return folder.is_dir() and not {of.name for of in folder.iterdir()} - {LEFT_OUT}
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -195,9 +314,10 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
         and isinstance(parts, dict)
         and all(isinstance(model.get(key), str) for key in ("named", "weights", "inputs"))
         and all(
-            re.fullmatch(r"part-\d{6}", name)
+            re.fullmatch(r"part-\d{6,}", name)
             and isinstance(files, dict)
-            and files.keys() == {f"{name}{suffix}" for suffix in _SUFFIXES}
+            and files.keys() == set(SUFFIXES)
+            and all(isinstance(of, dict) and of.keys() == {"bytes", "sha256"} for of in files.values())
             for name, files in parts.items()
         )
     )

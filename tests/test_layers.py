@@ -26,8 +26,9 @@ ALLOWED = {  # what each part may import, besides itself and EVERYWHERE
     "data": LOW,
     "evaluation": MIDDLE,
     "search": MIDDLE | {"evaluation"},
+    "serve": MIDDLE | {"evaluation", "search"},
     "training": MIDDLE | {"evaluation"},
-    "cli": MIDDLE | {"evaluation", "search", "training"},
+    "cli": MIDDLE | {"evaluation", "search", "serve", "training"},
 }
 ALLOWED["__init__"] = set(ALLOWED)  # the package's own public names
 

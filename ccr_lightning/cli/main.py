@@ -26,6 +26,7 @@ commands:
   export      write a trained model into a folder to keep and to share
   embed       embed pictures once, into an index
   search      find pictures of an index, by captions in any language or by pictures
+  serve       search an index on a local web page, in several languages side by side
   results     show the results of several runs side by side
   data        check, preview, build, shard and translate captioned images, without a model
 
@@ -117,7 +118,15 @@ example:
 """,
 }
 
-_OTHERS = ("convert", "data", "embed", "export", "results", "search")  # commands without a trainer, a module each
+_OTHERS = (
+    "convert",
+    "data",
+    "embed",
+    "export",
+    "results",
+    "search",
+    "serve",
+)  # commands without a trainer, a module each
 SECONDS_FOR_THE_FIRST = 10
 
 

@@ -1,0 +1,1 @@
+"""An index behind a local web page, and the JSON that the page reads."""

@@ -1,0 +1,33 @@
+// A picture of the visitor: chosen, dropped or pasted.
+
+const file = document.getElementById("file");
+const drop = document.getElementById("drop");
+
+export function onPicture(use) {
+  document.getElementById("choose").addEventListener("click", () => file.click());
+  file.addEventListener("change", () => {
+    if (file.files.length) use(file.files[0]);
+    file.value = ""; // so that the same can be chosen again
+  });
+  document.addEventListener("paste", (event) => {
+    const [pasted] = event.clipboardData?.files ?? [];
+    if (!pasted) return;
+    event.preventDefault();
+    use(pasted);
+  });
+  const isFile = (event) => event.dataTransfer?.types.includes("Files");
+  document.addEventListener("dragover", (event) => {
+    if (!isFile(event)) return;
+    event.preventDefault();
+    drop.hidden = false;
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) drop.hidden = true;
+  });
+  document.addEventListener("drop", (event) => {
+    drop.hidden = true;
+    if (!isFile(event)) return;
+    event.preventDefault();
+    if (event.dataTransfer.files.length) use(event.dataTransfer.files[0]);
+  });
+}

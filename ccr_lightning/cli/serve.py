@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -78,10 +79,8 @@ def run(args: Sequence[str]) -> int:
         print(f"{len(index):,} pictures at {_url(listener, options.host)} (Ctrl-C ends it)", flush=True)
         if not ip_address(listener.getsockname()[0]).is_loopback:
             print("warning: everyone who reaches this address can see and search the pictures.", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):  # uvicorn has ended what was going on
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn has ended what was going on
-            pass
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -109,6 +109,8 @@ class Uploads:
         try:
             async with asyncio.timeout(_UPLOAD_SECONDS):
                 return await _read(request)
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the upload ended too early: send it again.") from error
         except TimeoutError as error:
             raise HTTPException(408, "the upload took too long: make the picture smaller.") from error
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ options:
   -k N                  how many of each query (default: 5)
   --captions            find captions instead of pictures, in an index of captioned data
   --compare             one table: how each picture that was found ranks for every query
+  --approximate         search pictures with faiss, for indexes of millions: prints which share of the exact results it
+                        finds (needs pip install 'ccr-lightning[faiss]'; made once for an index)
   --languages CODE ...  languages of the queries, for a model that wants to be told (see docs/models.md)
   --json                one JSON object a line: query, place, name, path, similarity (and language and caption with
                         --captions, ranks for all queries with --compare)
@@ -55,6 +58,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("-k", type=int, default=5)
     parser.add_argument("--captions", action="store_true")
     parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--approximate", action="store_true")
     parser.add_argument("--languages", nargs="+")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ckpt_path")
@@ -69,6 +73,8 @@ def run(args: Sequence[str]) -> int:
         parser.error(f"there are {len(options.queries)} captions and {len(options.languages)} --languages: name each")
     if options.compare and options.captions:
         parser.error("--compare shows ranks of pictures: leave out --captions")
+    if options.approximate and (options.captions or options.compare):
+        parser.error("--approximate finds pictures: leave out --captions and --compare")
 
     import torch
 
@@ -77,6 +83,8 @@ def run(args: Sequence[str]) -> int:
     embeds += [model.embed_images([_image(path) for path in options.image])] if options.image else []
     queries, of_queries = [*options.queries, *map(str, options.image)], torch.cat(embeds)
     find = index.search_captions if options.captions else index.search
+    if options.approximate:
+        find = _approximate(index)
     found = find(of_queries, options.k)
     if options.compare:
         _print_comparison(queries, found, index, of_queries, options.json)
@@ -110,6 +118,19 @@ def open_index(folder: Path, ckpt_path: str | None) -> tuple[Index, Any]:
     model = load_model(given).model
     index.check_model(model, given)
     return index, model
+
+
+def _approximate(index: Index) -> Any:
+    from ccr_lightning.search.approximate import ApproximateSearch
+
+    search = ApproximateSearch(index, say=lambda line: print(line, file=sys.stderr, flush=True))
+    of = search.approximation
+    print(
+        f"approximate: {100 * of.recall:.1f} % of the {of.best} best of exact search, measured with {of.queries} "
+        f"{of.asked} of the index; {of.probes:,} of {of.cells:,} cells are searched",
+        file=sys.stderr,
+    )
+    return search.search
 
 
 def _image(path: Path) -> Any:

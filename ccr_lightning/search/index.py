@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ccr_lightning.data.images import decode_image, open_image
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, settings_sha256
 from ccr_lightning.functional.nearest import nearest, ranks_of
 from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.search.identity import model_identity
@@ -123,6 +123,19 @@ class Index:
             raise CCRError(f"{picture.name}: the picture is gone or has changed since it was embedded; embed it again.")
         return open_image(path, picture.name)
 
+    def image_embeds(self) -> list[Tensor]:
+        """Return the embeddings of all pictures in parts (n, D), which stay on the disk until they are used."""
+        return [part.image_embeds for part in self._parts]
+
+    def text_embeds(self) -> list[Tensor]:
+        """Return the embeddings of all captions in parts (m, D), which stay on the disk until they are used."""
+        return [part.text_embeds for part in self._parts]
+
+    @property
+    def content_sha256(self) -> str:
+        """What changes when a picture or a caption does, or the model."""
+        return settings_sha256({"model": self.model, "parts": self._files})
+
     def search(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
         """Finds the k pictures that are most similar to each query, best first: see ``nearest``.
 
@@ -130,14 +143,12 @@ class Index:
             queries: (Q, D) float32, L2-normalised, of the model that made the index.
             k: How many of each query; fewer if there are fewer pictures.
         """
-        found = nearest(queries, (part.image_embeds for part in self._parts), k)
-        return [
-            [
-                Hit(number, self.picture(number), similarity)
-                for number, similarity in zip(numbers, similarities, strict=True)
-            ]
-            for numbers, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
-        ]
+        found = nearest(queries, self.image_embeds(), k)
+        return [self.hits(*of) for of in zip(found.places.tolist(), found.similarity.tolist(), strict=True)]
+
+    def hits(self, numbers: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
+        """Return the pictures of these numbers as hits."""
+        return [Hit(number, self.picture(number), of) for number, of in zip(numbers, similarities, strict=True)]
 
     def search_captions(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
         """Finds the k captions that are most similar to each query, best first, of all pictures that have some.
@@ -151,7 +162,7 @@ class Index:
         """
         if not self.captions:
             raise CCRError(f"{self.folder}: its pictures have no captions; embed captioned data to search captions.")
-        found = nearest(queries, (part.text_embeds for part in self._parts), k)
+        found = nearest(queries, self.text_embeds(), k)
         return [
             [self._caption(place, similarity) for place, similarity in zip(places, similarities, strict=True)]
             for places, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
@@ -167,9 +178,8 @@ class Index:
         Returns:
             Q lists of P ranks.
         """
-        ranks: list[list[int]] = ranks_of(
-            queries, [part.image_embeds for part in self._parts], torch.tensor(numbers, dtype=torch.int64)
-        ).tolist()
+        chosen = torch.tensor(numbers, dtype=torch.int64)
+        ranks: list[list[int]] = ranks_of(queries, self.image_embeds(), chosen).tolist()
         return ranks
 
     def check_model(self, model: DualEncoder, named: str = "this model") -> None:

@@ -138,7 +138,7 @@ def whole_command(folder: Path, rounds: int) -> dict[str, Any]:
     costs = {}
     for name, of in taken.items():
         seconds, mebibytes = (statistics.median(values) for values in zip(*of, strict=True))
-        print(f"{name}: {seconds:.2f} s, {mebibytes:,.0f} MiB at the peak", flush=True)
+        print(f"whole command, {name}: {seconds:.2f} s, {mebibytes:,.0f} MiB at the peak", flush=True)
         costs[name] = {"seconds": seconds, "mebibytes": mebibytes}
     return costs
 
@@ -177,7 +177,7 @@ def main() -> None:
             in_process(lambda: make_index(index, args.pictures, save_retriever(model), model))
         for queries in (1, 64):
             results[f"{queries} queries"] = in_process(partial(compared, index, queries, args.rounds))
-        results["command"] = whole_command(index, min(args.rounds, 5))
+        results["whole command"] = whole_command(index, min(args.rounds, 5))
         if args.pictures >= LEAST:
             results["approximate"] = in_process(partial(approximate, index, args.rounds))
     write(args.output, results)

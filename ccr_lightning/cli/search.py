@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccr_lightning.cli.arguments import CommandArguments
+from ccr_lightning.cli.thumbnails import can_show, print_thumbnails
 from ccr_lightning.errors import CCRError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ options:
   --approximate         search pictures with faiss, for indexes of millions: prints which share of the exact results it
                         finds (needs pip install 'ccr-lightning[faiss]'; made once for an index)
   --languages CODE ...  languages of the queries, for a model that wants to be told (see docs/models.md)
+  --no_thumbnails       no pictures in the terminal (which shows them with pip install 'ccr-lightning[terminal]')
   --json                one JSON object a line: query, place, name, path, similarity (and language and caption with
                         --captions, ranks for all queries with --compare)
   --ckpt_path MODEL     the model that made the index, if it has moved
@@ -60,6 +62,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--approximate", action="store_true")
     parser.add_argument("--languages", nargs="+")
+    parser.add_argument("--no_thumbnails", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ckpt_path")
     options = parser.parse_intermixed_args(args)
@@ -89,12 +92,22 @@ def run(args: Sequence[str]) -> int:
     if options.compare:
         _print_comparison(queries, found, index, of_queries, options.json)
         return 0
+    with_thumbnails = can_show() and not (options.json or options.captions or options.no_thumbnails)
     for query, hits in zip(queries, found, strict=True):
         if not options.json:
-            print(_line(query))
+            print(_line(query), flush=True)
+        if with_thumbnails:
+            print_thumbnails([_opened(index, hit.number) for hit in hits])
         for place, hit in enumerate(hits, 1):
             print(_json(query, place, hit) if options.json else f"  {place:3}  {hit.similarity:7.4f}  {_shown(hit)}")
     return 0
+
+
+def _opened(index: Index, number: int) -> Any:
+    try:
+        return index.open(number)
+    except CCRError:
+        return None
 
 
 def open_index(folder: Path, ckpt_path: str | None) -> tuple[Index, Any]:

@@ -409,4 +409,21 @@ def test_what_is_refused(ccr):
     assert ccr("embed", "pictures/01.png", "-o", "none", "--ckpt_path", "clip")[0] == 0  # the folder can still be used
     assert_refused(ccr("embed", "pictures", "-o", "new", "--ckpt_path", "clip", "--device", "tpu"), "--device tpu: ")
     assert_refused(ccr("search", "index", "--image", "nothing.png"), "there is no such file")
-    assert ccr("search", "index", "x" * 100_000, "‮\u0000\n")[0] == 0  # cut to what the model reads
+    assert_refused(ccr("search", "index", "a\udcffcat"), r"a text has '\udcff', which is no character")
+
+
+def test_queries_and_names_that_are_hostile(ccr):
+    names = ["<img src=x onerror=alert(1)>.png", "\u202egnp.exe.png", os.fsdecode(b"\xff\x1b[31m.png"), "a\nb.png"]
+    os.mkdir("hostile")
+    for name in names:
+        shutil.copy("pictures/02.png", f"hostile/{name}")
+    assert ccr("embed", "hostile", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    queries = ["x" * 100_000, "‮\u0000\n", "<script>alert(1)</script>"]  # the first is cut to what the model reads
+    status, said, errors = ccr("search", "index", *queries)
+    assert (status, errors) == (0, "")
+    assert len(said.splitlines()) == 15
+    assert all(line.isprintable() for line in said.splitlines())
+    status, said, errors = ccr("search", "index", *queries, "--json")
+    assert (status, errors) == (0, "")
+    assert {json.loads(line)["path"] for line in said.splitlines()} == {f"hostile/{name}" for name in names}
+    assert all(line.isprintable() for line in said.splitlines())

@@ -165,7 +165,8 @@ def _json(query: str, place: int, hit: Hit, ranks: Sequence[int] = ()) -> str:
         line |= {"language": hit.language, "caption": hit.caption}
     if ranks:
         line["ranks"] = list(ranks)
-    return json.dumps(line, ensure_ascii=False)
+    text = json.dumps(line, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(line)  # names of files may be no Unicode, or steer a terminal
 
 
 def _print_comparison(

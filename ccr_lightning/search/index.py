@@ -142,7 +142,11 @@ class Index:
         Args:
             queries: (Q, D) float32, L2-normalised, of the model that made the index.
             k: How many of each query; fewer if there are fewer pictures.
+
+        Raises:
+            CCRError: The queries are of another width.
         """
+        self._check_width(queries)
         found = nearest(queries, self.image_embeds(), k)
         return [self.hits(*of) for of in zip(found.places.tolist(), found.similarity.tolist(), strict=True)]
 
@@ -158,8 +162,9 @@ class Index:
             k: How many of each query; fewer if there are fewer captions.
 
         Raises:
-            CCRError: No picture has a caption.
+            CCRError: No picture has a caption, or the queries are of another width.
         """
+        self._check_width(queries)
         if not self.captions:
             raise CCRError(f"{self.folder}: its pictures have no captions; embed captioned data to search captions.")
         found = nearest(queries, self.text_embeds(), k)
@@ -167,6 +172,14 @@ class Index:
             [self._caption(place, similarity) for place, similarity in zip(places, similarities, strict=True)]
             for places, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
         ]
+
+    def _check_width(self, queries: Tensor) -> None:
+        for part in self._parts[:1]:
+            if queries.shape[1] != part.image_embeds.shape[1]:
+                raise CCRError(
+                    f"{self.folder} has embeddings of width {part.image_embeds.shape[1]}, and the queries are of width "
+                    f"{queries.shape[1]}: use the model that made it."
+                )
 
     def ranks(self, queries: Tensor, numbers: Sequence[int]) -> list[list[int]]:
         """Rank chosen pictures among all for each query, from 1, in the order of :meth:`search`.

@@ -71,6 +71,7 @@ def embed(
     left_out: list[LeftOut] = []
     known = {picture.name: picture.state for picture in index.pictures()}
     seen: set[str] = set()
+    has_earlier_states = len(known) < len(index)  # where a process was killed before it dropped them
 
     def new_ones() -> Iterator[Found]:
         for one in found(lambda fault: left_out.append(LeftOut("", str(fault)))):
@@ -84,6 +85,7 @@ def embed(
     try:
         for batch in _ahead(new_ones(), model, batch_size):
             usable = [of for of in batch if not isinstance(of, LeftOut)]
+            has_earlier_states |= any(of.found.picture.name in known for of in usable)
             left_out += [of for of in batch if isinstance(of, LeftOut)]
             if usable:
                 waiting.add(_embedded(model, usable))
@@ -94,7 +96,7 @@ def embed(
     finally:
         if waiting.pictures:
             index.add(waiting.take())
-        dropped = _drop_earlier_states(index)
+        dropped = _drop_earlier_states(index) if has_earlier_states else 0
     unreadable = {of.name for of in left_out}
     gone = {
         number

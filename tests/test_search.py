@@ -342,6 +342,38 @@ def test_approximate_search_is_for_large_indexes(ccr, monkeypatch):
     assert_refused(ccr("search", "index", "a cat", "--approximate"), "pip install 'ccr-lightning[faiss]'")
 
 
+def test_one_process_at_a_time_writes(ccr):
+    from ccr_lightning.search.writing import open_to_write
+
+    command = ("embed", "pictures", "-o", "index", "--ckpt_path", "clip")
+    with open_to_write("index"):
+        assert_refused(ccr(*command), "index: another process embeds pictures into it; start again when that is done.")
+    assert not os.path.exists("index")
+    assert ccr(*command)[0] == 0
+    index = all_hits(ccr)
+    with open_to_write("index"):
+        assert all_hits(ccr) == index
+        assert_refused(ccr(*command), "another process embeds pictures into it")
+    os.mkdir("mine")
+    Path("mine/notes.txt").touch()
+    assert_refused(ccr(*command[:3], "mine", *command[4:]), "mine: this is no index, and there is something in it")
+    assert os.listdir("mine") == ["notes.txt"]
+
+
+def test_an_open_index_stays_as_it_was(ccr, captioned):
+    from ccr_lightning import Index, from_pretrained
+
+    assert ccr("data", "build", "data.yaml", "--split", "test", "--cache_dir", "stores")[0] == 0
+    (store,) = {path.parent for path in Path().rglob("manifest.json")}
+    assert ccr("embed", store, "-o", "index", "--ckpt_path", "clip")[0] == 0
+    index, model = Index("index"), from_pretrained("clip")
+    before = [np.asarray(index.open(number)) for number in range(7)], model.search(index, ["a cat"], 7)
+    for file in Path("index").iterdir():
+        file.unlink()
+    np.testing.assert_array_equal([np.asarray(index.open(number)) for number in range(7)], before[0])
+    assert model.search(index, ["a cat"], 7) == before[1]
+
+
 def truncate(file):
     os.truncate(file, os.path.getsize(file) // 2)
 

@@ -112,10 +112,11 @@ def _make(faiss: Any, index: Index) -> Approximation:
         made.add(part.numpy())
     asked, queries = _queries(index, generator)
     exact = nearest(queries, parts, _BEST).places
-    for made.nprobe in (2**power for power in range(cells.bit_length() + 1)):
+    for probes in (min(2**power, cells) for power in range(cells.bit_length() + 1)):
+        made.nprobe = probes
         found = torch.from_numpy(made.search(queries.numpy(), _BEST)[1])
         recall = (exact[:, :, None] == found[:, None]).any(2).double().mean().item()
-        if recall >= WANTED_RECALL or made.nprobe >= cells:
+        if recall >= WANTED_RECALL:
             break
     with atomic_write(index.folder / FILE, "the cells") as file:
         file.write(faiss.serialize_index(made).tobytes())
@@ -123,7 +124,7 @@ def _make(faiss: Any, index: Index) -> Approximation:
         index.content_sha256,
         sha256_of(index.folder / FILE),
         cells,
-        min(made.nprobe, cells),
+        probes,
         recall,
         _BEST,
         len(queries),

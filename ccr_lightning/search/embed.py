@@ -20,6 +20,7 @@ from ccr_lightning.search.found import Found, find_pictures, of_files
 from ccr_lightning.search.index import LEFT_OUT, Index
 from ccr_lightning.search.part import Content, joined
 from ccr_lightning.search.picture import Picture
+from ccr_lightning.search.writing import open_to_write
 
 _PART = 4096  # pictures: so many are lost at most if the process is killed
 _THREADS = 4  # pictures that are decoded at a time
@@ -129,10 +130,10 @@ def embed_pictures(
         >>> model = from_pretrained("models/mine")  # doctest: +SKIP
         >>> index = embed_pictures("pictures.index", ["photos"], model)  # doctest: +SKIP
     """
-    index = Index(folder)
     found = partial(of_files, find_pictures(map(str, named)))
-    index.take_model(model, model_name)
-    embed(index, found, model, batch_size=batch_size)
+    with open_to_write(folder) as index:
+        index.take_model(model, model_name)
+        embed(index, found, model, batch_size=batch_size)
     return index
 
 

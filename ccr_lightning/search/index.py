@@ -23,7 +23,7 @@ from ccr_lightning.search.identity import model_identity
 from ccr_lightning.search.part import SUFFIXES, Content, Part, joined
 from ccr_lightning.search.picture import Picture, file_state
 
-MANIFEST, LEFT_OUT = "index.json", "left_out.jsonl"
+MANIFEST, LEFT_OUT, LOCK = "index.json", "left_out.jsonl", ".lock"
 _FORMAT = 2
 _MERGED_BYTES = 2**29  # parts are not merged into larger ones
 
@@ -69,8 +69,7 @@ class Index:
         self._made_by: Callable[[], DualEncoder | None] = lambda: None
         path = self.folder / MANIFEST
         if not path.exists():
-            if self.folder.exists() and not _is_empty(self.folder):
-                raise CCRError(f"{self.folder}: this is no index, and there is something in it; name another folder.")
+            refuse_other_folder(self.folder)
             return
         manifest = _read_json(path)
         if manifest.get("format") != _FORMAT:
@@ -80,7 +79,7 @@ class Index:
         self.model, self._files = manifest["model"], manifest["parts"]
         self._parts = [Part(self.folder, name) for name in self._files]
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda part: part.check(self._files[part.name]), self._parts))
+            list(pool.map(lambda part: part.open(self._files[part.name]), self._parts))
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -314,9 +313,16 @@ class Index:
         return Hit(start + row, picture, similarity, language, text)
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether a folder may become an index; a list of what could not be read may be there."""
-    return folder.is_dir() and not {of.name for of in folder.iterdir()} - {LEFT_OUT}
+def refuse_other_folder(folder: Path) -> None:
+    """Check that a folder is an index, or may become one; a list of what could not be read may be there.
+
+    Raises:
+        CCRError: It is something else.
+    """
+    if not folder.exists() or (folder / MANIFEST).exists():
+        return
+    if not folder.is_dir() or {of.name for of in folder.iterdir()} - {LEFT_OUT, LOCK}:
+        raise CCRError(f"{folder}: this is no index, and there is something in it; name another folder.")
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ COMPARISONS = {  # name of the module: what it compares, and arguments with whic
         "a training step by part, with a plain one",
         "--images 2 --pixels 32 --layers 1 --rounds 1",
     ),
+    "search": ("exact search of an index, with faiss", "--pictures 3000 --rounds 1"),
     "negatives": ("hard negatives of all rows at once, with row by row", "--batches 8 --rounds 1"),
 }
 

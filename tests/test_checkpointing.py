@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.training.checkpointing import AtomicCheckpointIO, RunFolder, explain_mismatch
+from ccr_lightning.training.checkpoint_file import explain_mismatch
+from ccr_lightning.training.checkpointing import AtomicCheckpointIO, RunFolder
 
 
 def checkpoint(value, size=4):

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_models import save_tiny
 
 from ccr_lightning.cli.main import main
+from ccr_lightning.errors import CCRError
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,20 @@ def ccr(home, monkeypatch, capsys, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["siglip", "siglip2", "clip", "altclip"])
-def test_it_finds_what_the_librarys_embeddings_find(ccr, kind):
+def library_embeds(kind, images, texts):
+    """What transformers itself makes of pictures and captions, normalised."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+    model, tokenizer = AutoModel.from_pretrained(kind).eval(), AutoTokenizer.from_pretrained(kind)
+    made = AutoImageProcessor.from_pretrained(kind)(images=images, return_tensors="pt")
+    padding = "max_length" if kind.startswith("siglip") else True
+    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=24, return_tensors="pt")
+    found = model.get_image_features(**made).pooler_output, model.get_text_features(**tokens).pooler_output
+    return [torch.nn.functional.normalize(of, dim=1) for of in found]
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "clip", "altclip"])
+def test_it_finds_what_the_librarys_embeddings_find(ccr, kind):
     status, said, errors = ccr("embed", "pictures", "-o", "index", "--ckpt_path", kind)
     assert (status, errors) == (0, "")
     assert said == "12 pictures embedded, 0 dropped, 1 left out; 12 in index\n"
@@ -61,16 +72,8 @@ def test_it_finds_what_the_librarys_embeddings_find(ccr, kind):
 
     texts = ["a red apple", "ein roter Apfel", "a cat"]
     paths = sorted({*(str(path) for path in Path("pictures").rglob("*.png"))})
-    images = [Image.open(path).convert("RGB") for path in paths]
-    model, tokenizer = AutoModel.from_pretrained(kind).eval(), AutoTokenizer.from_pretrained(kind)
-    made = AutoImageProcessor.from_pretrained(kind)(images=images, return_tensors="pt")
-    padding = "max_length" if kind.startswith("siglip") else True
-    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=24, return_tensors="pt")
-    of_images, of_texts = (
-        model.get_image_features(**made).pooler_output,
-        model.get_text_features(**tokens).pooler_output,
-    )
-    cosines = torch.nn.functional.cosine_similarity(of_texts[:, None], of_images[None], dim=-1)
+    of_images, of_texts = library_embeds(kind, [Image.open(path).convert("RGB") for path in paths], texts)
+    cosines = of_texts @ of_images.T
 
     status, said, errors = ccr("search", "index", *texts, "-k", 4, "--json")
     assert (status, errors) == (0, "")
@@ -165,6 +168,212 @@ def test_what_was_embedded_before_an_interruption_stays(ccr, monkeypatch):
     assert {path: whole[path] for path in kept} == pytest.approx(kept, abs=1e-6)
 
 
+@pytest.fixture
+def captioned(ccr, tiny_jsonl, tmp_path):
+    """Two splits of drawn pictures with captions in three languages, as JSON lines and as a configuration."""
+    source = tiny_jsonl("home/data", train=5, val=4, test=7, size=32)
+    class_path = "ccr_lightning.data.sources.jsonl.JsonLines"
+    config = {"data": {"source": {"class_path": class_path, "init_args": {**source, "name": "drawn"}}}}
+    Path("data.yaml").write_text(json.dumps(config))
+    return [json.loads(line) for split in ("val", "test") for line in Path(f"data/{split}.jsonl").open()]
+
+
+def test_captions_are_found_by_pictures(ccr, captioned):
+    command = ("embed", "data.yaml", "--split", "val", "test", "-o", "index", "--ckpt_path", "clip")
+    status, said, errors = ccr(*command)
+    assert (status, errors) == (0, "")
+    assert said == "11 pictures embedded, 0 dropped, 0 left out; 11 with 33 captions in index\n"
+    captions = [(language, text) for line in captioned for language, [text] in line["captions"].items()]
+    images = [Image.open(f"data/{line['image']}").convert("RGB") for line in captioned]
+    of_images, of_texts = library_embeds("clip", images, [text for _, text in captions])
+    for number, line in enumerate(captioned[:2]):
+        said = ccr("search", "index", "--image", f"data/{line['image']}", "--captions", "-k", 4, "--json")[1]
+        found = [json.loads(line) for line in said.splitlines()]
+        best = (of_texts @ of_images[number]).topk(4)
+        assert [(hit["language"], hit["caption"]) for hit in found] == [captions[of] for of in best.indices]
+        np.testing.assert_allclose([hit["similarity"] for hit in found], best.values, atol=1e-6)
+        described = [captioned[of // 3] for of in best.indices.tolist()]
+        assert [hit["path"] for hit in found] == [f"data/{of['image']}" for of in described]
+        ids = [f"{'val' if captioned.index(of) < 4 else 'test'}/{of['image_id']}" for of in described]
+        assert [hit["name"] for hit in found] == [f"drawn/{of}" for of in ids]
+
+
+def test_ranks_of_a_picture_for_every_query(ccr, captioned):
+    assert ccr("embed", "data.yaml", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    texts = ["ein roter Apfel", "a cat", "りんごが赤い"]
+    every = {}
+    for text in texts:
+        hits = map(json.loads, ccr("search", "index", text, "-k", 99, "--json")[1].splitlines())
+        every[text] = [hit["name"] for hit in hits]
+    said = ccr("search", "index", *texts, "-k", 2, "--compare", "--json")[1]
+    found = [json.loads(line) for line in said.splitlines()]
+    assert [hit["query"] for hit in found] == [text for text in texts for _ in range(2)]
+    for hit in found:
+        assert hit["ranks"] == [1 + every[text].index(hit["name"]) for text in texts]
+        assert hit["ranks"][texts.index(hit["query"])] == hit["place"]
+    table = ccr("search", "index", *texts, "-k", 2, "--compare")[1]
+    for hit in found:
+        (row,) = (line for line in table.splitlines() if f"{hit['name']} " in line)
+        assert [int(cell) for cell in row.split("│")[2:5]] == hit["ranks"]
+
+
+def test_records_that_are_gone_or_have_changed(ccr, captioned):
+    command = ("embed", "data.yaml", "-o", "index", "--ckpt_path", "clip")
+    assert ccr(*command)[1] == "16 pictures embedded, 0 dropped, 0 left out; 16 with 48 captions in index\n"
+    lines = Path("data/test.jsonl").read_text().splitlines()
+    changed = json.loads(lines[1])
+    changed["captions"]["de"] = ["ein ganz anderer Text", "und noch einer"]
+    Path("data/test.jsonl").write_text("\n".join([lines[0], json.dumps(changed), *lines[3:]]) + "\n")
+    os.remove(f"data/{json.loads(lines[4])['image']}")
+    assert ccr(*command[:-2], "--split", "test")[1] == (
+        "1 pictures embedded, 3 dropped, 1 left out; 14 with 43 captions in index\n"
+    )
+    (left_out,) = map(json.loads, Path("index/left_out.jsonl").read_text().splitlines())
+    assert "test.jsonl:4" in left_out["reason"]
+    said = ccr("search", "index", "und noch einer", "--captions", "-k", 1, "--json")[1]
+    hit = json.loads(said)
+    assert (hit["language"], hit["caption"], hit["name"]) == (
+        "de",
+        "und noch einer",
+        f"drawn/test/{changed['image_id']}",
+    )
+    assert hit["similarity"] == pytest.approx(1, abs=1e-6)
+    assert ccr(*command[:-2])[1] == "0 pictures embedded, 0 dropped, 1 left out; 14 with 43 captions in index\n"
+
+
+@pytest.mark.parametrize("part", [2, 4096])
+def test_pictures_that_are_no_files_are_kept(ccr, captioned, monkeypatch, part):
+    from ccr_lightning import Index
+    from ccr_lightning.search import embed
+
+    monkeypatch.setattr(embed, "_PART", part)
+    assert ccr("data", "build", "data.yaml", "--split", "test", "--cache_dir", "stores")[0] == 0
+    (store,) = {path.parent for path in Path().rglob("manifest.json")}
+    pixels = {line["image_id"]: np.asarray(Image.open(f"data/{line['image']}").convert("RGB")) for line in captioned}
+    shutil.rmtree("data")
+    assert ccr("embed", store, "-o", "index", "--ckpt_path", "clip", "--batch_size", 1)[0] == 0
+    index = Index("index")
+    assert len(list(Path("index").glob("*.safetensors"))) <= 3  # parts as small as each other are merged
+    assert len(index) == 7
+    assert {picture.path for picture in index.pictures()} == {None}
+    for number, picture in enumerate(index.pictures()):
+        np.testing.assert_array_equal(np.asarray(index.open(number)), pixels[picture.name.rpartition("/")[2]])
+
+
+def test_in_a_program(ccr):
+    from ccr_lightning import Index, embed_pictures, from_pretrained
+
+    model = from_pretrained("clip").train()
+    index = embed_pictures("index", ["pictures"], model, "clip")
+    assert model.training
+    picture = Image.open("pictures/more/03.png")
+    words, _, like = model.search(index, ["a cat", picture, "a cat"], k=3)
+    assert words == like
+    assert model.search(index, [picture], k=1)[0][0].picture.path == os.path.abspath("pictures/more/03.png")
+    hits = [json.loads(line) for line in ccr("search", "index", "a cat", "-k", 3, "--json")[1].splitlines()]
+    assert [os.path.relpath(hit.picture.path) for hit in words] == [hit["path"] for hit in hits]
+    assert [hit.similarity for hit in words] == pytest.approx([hit["similarity"] for hit in hits], abs=1e-6)
+    np.testing.assert_array_equal(np.asarray(index.open(words[0].number)), np.asarray(Image.open(hits[0]["path"])))
+    Image.new("RGB", (9, 9)).save(hits[0]["path"])
+    with pytest.raises(CCRError, match=r"is gone or has changed since it was embedded; embed it again\.$"):
+        index.open(words[0].number)
+    for number in (-1, 12):
+        with pytest.raises(CCRError, match=f"there is no picture {number}; there are 12"):
+            index.open(number)
+    with pytest.raises(CCRError, match="made by another model, clip"):
+        from_pretrained("siglip").search(Index("index"), ["a cat"])
+    for queries in ("a cat", []):
+        with pytest.raises(CCRError, match="takes a list of queries"):
+            model.search(index, queries)
+    with torch.no_grad():
+        model.projections()[0].weight.fill_(torch.nan)
+    with pytest.raises(CCRError, match="not finite"):
+        embed_pictures("other", ["pictures"], model)
+
+
+@pytest.fixture
+def few_cells(monkeypatch):
+    from ccr_lightning.search import approximate
+
+    monkeypatch.setattr(approximate, "LEAST", 12)
+    monkeypatch.setattr(approximate, "_PICTURES_PER_CELL", 3)
+    monkeypatch.setattr(approximate, "_BEST", 3)
+
+
+def test_approximate_search_says_what_it_finds(ccr, few_cells):
+    from ccr_lightning import Index, from_pretrained
+    from ccr_lightning.search.approximate import ApproximateSearch
+
+    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    status, said, errors = ccr("search", "index", "a cat", "--approximate", "-k", 12, "--json")
+    assert status == 0
+    assert "dividing 12 pictures into cells, once" in errors
+    search = ApproximateSearch(Index("index"))
+    of = search.approximation
+    assert (of.cells, of.queries, of.asked) == (4, 12, "pictures")
+    assert f"approximate: {100 * of.recall:.1f} % of the 3 best of exact search, measured with 12 pictures" in errors
+    exact = all_hits(ccr)
+    found = {hit["path"]: hit["similarity"] for hit in map(json.loads, said.splitlines())}
+    assert {path: exact[path] for path in found} == pytest.approx(found, abs=1e-6)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    paths = sorted(Path("pictures").rglob("*.png"))
+    embeds = from_pretrained("clip").embed_images([Image.open(path) for path in paths])
+    nearest = np.argsort(-(embeds @ embeds.T).numpy(), axis=1)[:, :3]
+    hits = [[Path(hit.picture.path).name for hit in hits] for hits in search.search(embeds, 3)]
+    shares = [len({paths[of].name for of in row} & set(own)) / 3 for row, own in zip(nearest, hits, strict=True)]
+    assert np.mean(shares) == pytest.approx(of.recall)
+    assert of.recall >= 0.95
+
+    assert "dividing" not in ccr("search", "index", "a cat", "--approximate")[2]
+    flip("index/approximate.faiss")
+    assert "dividing" in ccr("search", "index", "a cat", "--approximate")[2]
+    shutil.copy("pictures/02.png", "pictures/copy.png")
+    assert ccr("embed", "pictures", "-o", "index")[0] == 0
+    assert "dividing 13 pictures" in ccr("search", "index", "a cat", "--approximate")[2]
+
+
+def test_approximate_search_is_for_large_indexes(ccr, monkeypatch):
+    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    assert_refused(
+        ccr("search", "index", "a cat", "--approximate"), "index has 12 pictures, of which exact search takes"
+    )
+    assert_refused(ccr("search", "index", "a cat", "--approximate", "--compare"), "--approximate finds pictures")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert_refused(ccr("search", "index", "a cat", "--approximate"), "pip install 'ccr-lightning[faiss]'")
+
+
+def test_one_process_at_a_time_writes(ccr):
+    from ccr_lightning.search.writing import open_to_write
+
+    command = ("embed", "pictures", "-o", "index", "--ckpt_path", "clip")
+    with open_to_write("index"):
+        assert_refused(ccr(*command), "index: another process embeds pictures into it; start again when that is done.")
+    assert not os.path.exists("index")
+    assert ccr(*command)[0] == 0
+    index = all_hits(ccr)
+    with open_to_write("index"):
+        assert all_hits(ccr) == index
+        assert_refused(ccr(*command), "another process embeds pictures into it")
+    os.mkdir("mine")
+    Path("mine/notes.txt").touch()
+    assert_refused(ccr(*command[:3], "mine", *command[4:]), "mine: this is no index, and there is something in it")
+    assert os.listdir("mine") == ["notes.txt"]
+
+
+def test_an_open_index_stays_as_it_was(ccr, captioned):
+    from ccr_lightning import Index, from_pretrained
+
+    assert ccr("data", "build", "data.yaml", "--split", "test", "--cache_dir", "stores")[0] == 0
+    (store,) = {path.parent for path in Path().rglob("manifest.json")}
+    assert ccr("embed", store, "-o", "index", "--ckpt_path", "clip")[0] == 0
+    index, model = Index("index"), from_pretrained("clip")
+    before = [np.asarray(index.open(number)) for number in range(7)], model.search(index, ["a cat"], 7)
+    for file in Path("index").iterdir():
+        file.unlink()
+    np.testing.assert_array_equal([np.asarray(index.open(number)) for number in range(7)], before[0])
+    assert model.search(index, ["a cat"], 7) == before[1]
+
+
 def truncate(file):
     os.truncate(file, os.path.getsize(file) // 2)
 
@@ -220,6 +429,10 @@ def test_what_is_refused(ccr):
     assert_refused(ccr("search", "index"), "there is no query")
     assert_refused(ccr("search", "index", " "), "a query is empty")
     assert_refused(ccr("search", "index", "a", "-k", 0), "-k is 0")
+    assert_refused(ccr("search", "index", "a", "--captions"), "index: its pictures have no captions")
+    assert_refused(ccr("search", "index", "a", "--captions", "--compare"), "--compare shows ranks of pictures")
+    assert_refused(ccr("search", "index", "a", "b", "--languages", "en"), "2 captions and 1 --languages: name each")
+    assert_refused(ccr("embed", "pictures", "-o", "index", "--split", "test"), "--split and --image_root go with")
     assert_refused(
         ccr("search", "index", "--image", "pictures/broken.jpg"),
         "--image: the image pictures/broken.jpg is not a picture",
@@ -228,4 +441,21 @@ def test_what_is_refused(ccr):
     assert ccr("embed", "pictures/01.png", "-o", "none", "--ckpt_path", "clip")[0] == 0  # the folder can still be used
     assert_refused(ccr("embed", "pictures", "-o", "new", "--ckpt_path", "clip", "--device", "tpu"), "--device tpu: ")
     assert_refused(ccr("search", "index", "--image", "nothing.png"), "there is no such file")
-    assert ccr("search", "index", "x" * 100_000, "‮\u0000\n")[0] == 0  # cut to what the model reads
+    assert_refused(ccr("search", "index", "a\udcffcat"), r"a text has '\udcff', which is no character")
+
+
+def test_queries_and_names_that_are_hostile(ccr):
+    names = ["<img src=x onerror=alert(1)>.png", "\u202egnp.exe.png", os.fsdecode(b"\xff\x1b[31m.png"), "a\nb.png"]
+    os.mkdir("hostile")
+    for name in names:
+        shutil.copy("pictures/02.png", f"hostile/{name}")
+    assert ccr("embed", "hostile", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    queries = ["x" * 100_000, "‮\u0000\n", "<script>alert(1)</script>"]  # the first is cut to what the model reads
+    status, said, errors = ccr("search", "index", *queries)
+    assert (status, errors) == (0, "")
+    assert len(said.splitlines()) == 15
+    assert all(line.isprintable() for line in said.splitlines())
+    status, said, errors = ccr("search", "index", *queries, "--json")
+    assert (status, errors) == (0, "")
+    assert {json.loads(line)["path"] for line in said.splitlines()} == {f"hostile/{name}" for name in names}
+    assert all(line.isprintable() for line in said.splitlines())

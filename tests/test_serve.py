@@ -1,7 +1,6 @@
 """The server of an index: its answers against numpy and transformers, its schema, its limits, hostile requests."""
 
 import asyncio
-import errno
 import http.client
 import io
 import json
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -364,7 +364,8 @@ def test_every_answer_says_what_a_browser_may_do(server):
     ("host", "status"),
     [
         ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("localhost.evil.example:80", 421), ("", 421),
-        ("[", 421), ("localhost", 200), ("LOCALHOST:9", 200), ("127.0.0.1:1", 200), ("[::1]:8000", 200), ("pi.lan", 200),
+        ("[", 421), ("localhost", 200), ("LOCALHOST:9", 200), ("127.0.0.1:1", 200), ("[::1]:8000", 200),
+        ("pi.lan", 200),
     ],
 )  # fmt: skip
 def test_only_its_own_names_are_answered(home, host, status):
@@ -445,12 +446,10 @@ def test_an_upload_of_a_gigabyte_ends_early_and_takes_no_memory(process, length)
     with socket.create_connection(("127.0.0.1", httpx.URL(address).port), timeout=30) as connection:
         connection.sendall(f"POST /api/search HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode())
         connection.settimeout(5)
-        try:
+        with suppress(OSError):  # that nothing is read any more
             while sent < 10**9:
                 connection.sendall(framed)
                 sent += len(chunk)
-        except OSError as error:
-            assert error.errno in (errno.EPIPE, errno.ECONNRESET, None)  # None: nothing is read any more
     assert sent < 60_000_000
     assert peak_memory(started) - before < 80
     assert answer(f"{address}/api/search?q=a")["results"]

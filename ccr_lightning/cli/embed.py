@@ -63,7 +63,8 @@ def run(args: Sequence[str]) -> int:
     from ccr_lightning.cli.load_model import load_model
     from ccr_lightning.progress import progress
     from ccr_lightning.search.embed import embed
-    from ccr_lightning.search.index import LEFT_OUT, Index
+    from ccr_lightning.search.index import LEFT_OUT
+    from ccr_lightning.search.writing import open_to_write
 
     parser = CommandArguments("embed")
     parser.add_argument("images", nargs="+", metavar="IMAGES")
@@ -76,35 +77,35 @@ def run(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}: give 1 or more")
-    index = Index(options.output)
     wanted = _wanted(options.images, options.split, options.image_root)
-    given = options.ckpt_path or index.model.get("named")
-    if not given:
-        parser.error("a new index needs --ckpt_path, which names a model")
-    model = load_model(given).model
-    index.take_model(model, given)
-    try:
-        model.to(options.device)
-    except (AssertionError, RuntimeError) as error:  # torch raises either for a device that is not there
-        raise CCRError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
-    with progress("embedding", "pictures", total=wanted.total) as advance:
-        done = embed(
-            index,
-            wanted.found,
-            model,
-            batch_size=options.batch_size,
-            drop=lambda name: name.startswith(wanted.prefixes),
-            advance=advance,
+    with open_to_write(options.output) as index:
+        given = options.ckpt_path or index.model.get("named")
+        if not given:
+            parser.error("a new index needs --ckpt_path, which names a model")
+        model = load_model(given).model
+        try:
+            model.to(options.device)
+        except (AssertionError, RuntimeError) as error:  # torch raises either for a device that is not there
+            raise CCRError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
+        index.take_model(model, given)
+        with progress("embedding", "pictures", total=wanted.total) as advance:
+            done = embed(
+                index,
+                wanted.found,
+                model,
+                batch_size=options.batch_size,
+                drop=lambda name: name.startswith(wanted.prefixes),
+                advance=advance,
+            )
+        if not len(index):
+            raise CCRError(
+                f"none of the {len(done.left_out):,} pictures could be read: {index.folder / LEFT_OUT} says why."
+            )
+        captions = f" with {index.captions:,} captions" if index.captions else ""
+        print(
+            f"{done.new:,} pictures embedded, {done.dropped:,} dropped, {len(done.left_out):,} left out; "
+            f"{len(index):,}{captions} in {index.folder}"
         )
-    if not len(index):
-        raise CCRError(
-            f"none of the {len(done.left_out):,} pictures could be read: {index.folder / LEFT_OUT} says why."
-        )
-    captions = f" with {index.captions:,} captions" if index.captions else ""
-    print(
-        f"{done.new:,} pictures embedded, {done.dropped:,} dropped, {len(done.left_out):,} left out; "
-        f"{len(index):,}{captions} in {index.folder}"
-    )
     return 0
 
 

@@ -10,14 +10,13 @@ from jsonargparse import ArgumentParser
 
 from ccr_lightning.cli.model_config import model_name, names_model
 from ccr_lightning.cli.run_config import find_checkpoint, run_config
-from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import sha256_of
 from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.models.loading import from_pretrained
-from ccr_lightning.training.checkpointing import AtomicCheckpointIO, explain_mismatch
+from ccr_lightning.training.checkpoint_file import explain_mismatch, read_checkpoint
 from ccr_lightning.training.tuning import merge_adapters, tune
 
 
@@ -41,7 +40,7 @@ def load_model(given: str) -> Named:
     if not (run / "config.yaml").is_file():
         raise CCRError(f"{given}: there is no {run / 'config.yaml'}, which a run has; pass a run or a model's folder.")
     config = run_config(run / "config.yaml")
-    content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint)
     of = config["model"]
     model: DualEncoder = _built(of["retriever"], DualEncoder)
     if of.get("tuned") == "lora":
@@ -52,7 +51,7 @@ def load_model(given: str) -> Named:
         raise CCRError(f"{checkpoint}: {mismatch}")
     model.load_state_dict(weights)
     merge_adapters(model)
-    tokenizer = content[CaptionDataModule.__qualname__]["tokenizer"]
+    tokenizer = content["CaptionDataModule"]["tokenizer"]
     if model.tokenizer is None:
         model.tokenizer = CaptionTokenizer.from_dict(tokenizer)
     model.tokenizer.max_tokens = tokenizer["max_tokens"]

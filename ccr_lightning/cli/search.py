@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccr_lightning.cli.arguments import CommandArguments
+from ccr_lightning.cli.thumbnails import can_show, print_thumbnails
 from ccr_lightning.errors import CCRError
 
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ options:
   -k N                  how many of each query (default: 5)
   --captions            find captions instead of pictures, in an index of captioned data
   --compare             one table: how each picture that was found ranks for every query
+  --approximate         search pictures with faiss, for indexes of millions: prints which share of the exact results it
+                        finds (needs pip install 'ccr-lightning[faiss]'; made once for an index)
   --languages CODE ...  languages of the queries, for a model that wants to be told (see docs/models.md)
+  --no_thumbnails       no pictures in the terminal (which shows them with pip install 'ccr-lightning[terminal]')
   --json                one JSON object a line: query, place, name, path, similarity (and language and caption with
                         --captions, ranks for all queries with --compare)
   --ckpt_path MODEL     the model that made the index, if it has moved
@@ -55,7 +60,9 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("-k", type=int, default=5)
     parser.add_argument("--captions", action="store_true")
     parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--approximate", action="store_true")
     parser.add_argument("--languages", nargs="+")
+    parser.add_argument("--no_thumbnails", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ckpt_path")
     options = parser.parse_intermixed_args(args)
@@ -69,6 +76,8 @@ def run(args: Sequence[str]) -> int:
         parser.error(f"there are {len(options.queries)} captions and {len(options.languages)} --languages: name each")
     if options.compare and options.captions:
         parser.error("--compare shows ranks of pictures: leave out --captions")
+    if options.approximate and (options.captions or options.compare):
+        parser.error("--approximate finds pictures: leave out --captions and --compare")
 
     import torch
 
@@ -77,16 +86,28 @@ def run(args: Sequence[str]) -> int:
     embeds += [model.embed_images([_image(path) for path in options.image])] if options.image else []
     queries, of_queries = [*options.queries, *map(str, options.image)], torch.cat(embeds)
     find = index.search_captions if options.captions else index.search
+    if options.approximate:
+        find = _approximate(index)
     found = find(of_queries, options.k)
     if options.compare:
         _print_comparison(queries, found, index, of_queries, options.json)
         return 0
+    with_thumbnails = can_show() and not (options.json or options.captions or options.no_thumbnails)
     for query, hits in zip(queries, found, strict=True):
         if not options.json:
-            print(_line(query))
+            print(_line(query), flush=True)
+        if with_thumbnails:
+            print_thumbnails([_opened(index, hit.number) for hit in hits])
         for place, hit in enumerate(hits, 1):
             print(_json(query, place, hit) if options.json else f"  {place:3}  {hit.similarity:7.4f}  {_shown(hit)}")
     return 0
+
+
+def _opened(index: Index, number: int) -> Any:
+    try:
+        return index.open(number)
+    except CCRError:
+        return None
 
 
 def open_index(folder: Path, ckpt_path: str | None) -> tuple[Index, Any]:
@@ -112,6 +133,19 @@ def open_index(folder: Path, ckpt_path: str | None) -> tuple[Index, Any]:
     return index, model
 
 
+def _approximate(index: Index) -> Any:
+    from ccr_lightning.search.approximate import ApproximateSearch
+
+    search = ApproximateSearch(index, say=lambda line: print(line, file=sys.stderr, flush=True))
+    of = search.approximation
+    print(
+        f"approximate: {100 * of.recall:.1f} % of the {of.best} best of exact search, measured with {of.queries} "
+        f"{of.asked} of the index; {of.probes:,} of {of.cells:,} cells are searched",
+        file=sys.stderr,
+    )
+    return search.search
+
+
 def _image(path: Path) -> Any:
     from ccr_lightning.data.faults import RecordFault
     from ccr_lightning.data.images import open_image
@@ -131,7 +165,8 @@ def _json(query: str, place: int, hit: Hit, ranks: Sequence[int] = ()) -> str:
         line |= {"language": hit.language, "caption": hit.caption}
     if ranks:
         line["ranks"] = list(ranks)
-    return json.dumps(line, ensure_ascii=False)
+    text = json.dumps(line, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(line)  # names of files may be no Unicode, or steer a terminal
 
 
 def _print_comparison(

@@ -32,6 +32,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.models.pretrained import read_weights
 from ccr_lightning.models.retriever import Retriever
+from ccr_lightning.training.checkpoint_file import read_checkpoint
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
 from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
@@ -137,7 +138,7 @@ class TrainingCLI(LightningCLI):
                 _take_own_model(settings, self.folder.model)
                 _keep_names(self.asked, self.folder.config)
             is_run = start is not None and Path(start).is_file()
-            self.start = AtomicCheckpointIO().load_checkpoint(start, "meta") if is_run else None
+            self.start = read_checkpoint(Path(start), "meta") if is_run else None
             _prepare_data(settings, self.start)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -207,7 +208,7 @@ class TrainingCLI(LightningCLI):
         """A run that resumes from its own checkpoint keeps the metrics up to there."""
         step = 0
         if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
-            step = AtomicCheckpointIO().load_checkpoint(self.resume_from, "meta")["global_step"]
+            step = read_checkpoint(self.resume_from, "meta")["global_step"]
         return MetricsFile(self.folder.path / "metrics.csv", first_step=step)
 
     def fit(self, model: RetrievalModule, datamodule: CaptionDataModule) -> None:
@@ -443,7 +444,7 @@ def _start_from(model: RetrievalModule, checkpoint: str) -> None:
     if Path(checkpoint).is_dir():
         weights = {f"retriever.{name}": tensor for name, tensor in read_weights(Path(checkpoint)).items()}
     else:
-        weights = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+        weights = read_checkpoint(Path(checkpoint))["state_dict"]
     if any(".lora_A." in name for name in weights):
         raise CCRError(f"--init_from {checkpoint}: this run has adapters: make a model of it with ccr export first.")
     try:

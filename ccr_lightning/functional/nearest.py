@@ -49,12 +49,14 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], k: int) -> Nearest:
         >>> nearest(torch.tensor([[0.0, 0.6, 0.8]]), parts, 2).places
         tensor([[2, 1]])
     """
-    count = len(queries)
-    found = _Found(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
-    floor = torch.full((count,), -torch.inf, dtype=torch.float64)  # what the worst of k items is worth
+    count, total, device = len(queries), 0, queries.device
+    dtypes = (torch.int64, torch.int64, torch.float64)
+    found = _Found(*(torch.empty(0, dtype=dtype, device=device) for dtype in dtypes))
+    floor = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)  # what the worst of k items is worth
     bounds = _bounds(queries)
     with full_precision(queries.device):
         for start, items in _tiles(parts, count):
+            total = start + len(items)
             new = _candidates(queries, items, k, floor, bounds)
             if not len(new.queries):
                 continue
@@ -63,7 +65,8 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], k: int) -> Nearest:
             held = torch.bincount(found.queries, minlength=count)
             last = found.similarity[held.cumsum(0).clamp(min=1) - 1]
             floor = torch.where(held < k, floor, last)
-    return Nearest(found.places.view(count, -1), found.similarity.view(count, -1))
+    shape = count, min(k, total)
+    return Nearest(found.places.view(shape), found.similarity.view(shape))
 
 
 def _candidates(queries: Tensor, items: Tensor, k: int, floor: Tensor, bounds: Tensor) -> _Found:
@@ -90,7 +93,7 @@ def _products(items: Tensor, queries: Tensor) -> Tensor:
     if len(queries) > 1:
         return items @ queries.T
     whole = len(items) // _BLOCK
-    batches = items[: whole * _BLOCK].view(whole, _BLOCK, -1)
+    batches = items[: whole * _BLOCK].view(whole, _BLOCK, items.shape[1])
     return torch.cat([(batches @ queries.T.expand(whole, -1, 1)).flatten(0, 1), items[whole * _BLOCK :] @ queries.T])
 
 
@@ -99,7 +102,7 @@ def _best(found: _Found, queries: int, k: int) -> _Found:
     order = found.similarity.sort(descending=True, stable=True).indices
     order = order[found.queries[order].sort(stable=True).indices]
     held = torch.bincount(found.queries, minlength=queries)
-    place_of_query = torch.arange(len(order)) - (held.cumsum(0) - held)[found.queries[order]]
+    place_of_query = torch.arange(len(order), device=order.device) - (held.cumsum(0) - held)[found.queries[order]]
     kept = order[place_of_query < k]
     return _Found(*(values[kept] for values in found))
 
@@ -122,33 +125,39 @@ def ranks_of(queries: Tensor, parts: Iterable[Tensor], places: Tensor) -> Tensor
     """
     parts = list(parts)
     count, chosen = len(queries), len(places)
-    rows, columns = (of.flatten() for of in torch.meshgrid(torch.arange(count), torch.arange(chosen), indexing="ij"))
-    worth = pair_similarity(queries, _rows_of(parts, places), rows, columns).view(count, chosen)
+    numbers = torch.arange(chosen, device=queries.device)
+    rows = torch.arange(count, device=queries.device).repeat_interleave(chosen)
+    worth = pair_similarity(queries, rows_of(parts, places), rows, numbers.repeat(count)).view(count, chosen)
     worth, order = worth.sort(1)
     rivals = places[order]
     bounds = _bounds(queries)[:, None]
     low, high = round_down(worth - bounds, queries.dtype), -round_down(-worth - bounds, queries.dtype)
-    ahead = torch.zeros(count, chosen, dtype=torch.int64)
+    ahead = torch.zeros(count, chosen, dtype=torch.int64, device=queries.device)
     with full_precision(queries.device):
         for start, items in _tiles(parts, count):
             cells = _products(items, queries).T.contiguous()
             beaten, open_until = torch.searchsorted(high, cells), torch.searchsorted(low, cells, right=True)
-            for row, numbers in zip(ahead, beaten, strict=True):  # an item is certainly ahead of so many rivals
-                histogram = torch.bincount(numbers, minlength=chosen + 1)
+            for row, of_items in zip(ahead, beaten, strict=True):  # an item is certainly ahead of so many rivals
+                histogram = torch.bincount(of_items, minlength=chosen + 1)
                 row += histogram.flip(0).cumsum(0).flip(0)[1:]
             undecided = (open_until > beaten).nonzero()
             for part in slices(len(undecided), _CELLS // chosen):
                 query, item = undecided[part].unbind(1)
                 similarity = pair_similarity(queries, items, query, item)[:, None]
-                number = torch.arange(chosen)
-                is_open = (number >= beaten[query, item, None]) & (number < open_until[query, item, None])
+                is_open = (numbers >= beaten[query, item, None]) & (numbers < open_until[query, item, None])
                 is_equal_before = (similarity == worth[query]) & (start + item[:, None] < rivals[query])
                 ahead.index_add_(0, query, (is_open & ((similarity > worth[query]) | is_equal_before)).long())
     return 1 + ahead.gather(1, order.argsort(1))
 
 
-def _rows_of(parts: Iterable[Tensor], places: Tensor) -> Tensor:
-    """The items with these numbers, (P, D)."""
+def rows_of(parts: Iterable[Tensor], places: Tensor) -> Tensor:
+    """Return the items (P, D) with these numbers (P,), which go through all parts (n, D).
+
+    Example:
+        >>> rows_of([torch.eye(3)[:1], torch.eye(3)[1:]], torch.tensor([2, 0]))
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]])
+    """
     rows, order, start = [], [], 0
     for part in parts:
         inside = ((places >= start) & (places < start + len(part))).nonzero().squeeze(1)
@@ -160,7 +169,7 @@ def _rows_of(parts: Iterable[Tensor], places: Tensor) -> Tensor:
 
 def _bounds(queries: Tensor) -> Tensor:
     """How far a cell of the product with L2-normalised items may be from ``pair_similarity``, (Q,) float64."""
-    longest = torch.ones(1, dtype=torch.float64) * 1.0001
+    longest = torch.full((1,), 1.0001, dtype=torch.float64, device=queries.device)
     return error_bounds(norms(queries), longest, queries.shape[1], queries.dtype)
 
 

@@ -130,10 +130,16 @@ class DualEncoder(nn.Module, ABC):
             (N, D) float32, L2-normalised, on the CPU; computed as in evaluation.
 
         Raises:
-            CCRError: The model has no tokenizer.
+            CCRError: The model has no tokenizer, or a text is no Unicode.
         """
         if self.tokenizer is None:
             raise CCRError("this model does not know what makes token ids for it: set its tokenizer.")
+        try:
+            "".join(captions).encode()
+        except UnicodeEncodeError as error:  # of bytes on a command line, say, that were no UTF-8
+            raise CCRError(
+                f"a text has {error.object[error.start]!a}, which is no character: write it again."
+            ) from error
         embeds = []
         with self._encoding() as device:
             for part in slices(len(captions), batch_size):

@@ -20,6 +20,7 @@ from ccr_lightning.search.found import Found, find_pictures, of_files
 from ccr_lightning.search.index import LEFT_OUT, Index
 from ccr_lightning.search.part import Content, joined
 from ccr_lightning.search.picture import Picture
+from ccr_lightning.search.writing import open_to_write
 
 _PART = 4096  # pictures: so many are lost at most if the process is killed
 _THREADS = 4  # pictures that are decoded at a time
@@ -71,6 +72,7 @@ def embed(
     left_out: list[LeftOut] = []
     known = {picture.name: picture.state for picture in index.pictures()}
     seen: set[str] = set()
+    has_earlier_states = len(known) < len(index)  # where a process was killed before it dropped them
 
     def new_ones() -> Iterator[Found]:
         for one in found(lambda fault: left_out.append(LeftOut("", str(fault)))):
@@ -84,6 +86,7 @@ def embed(
     try:
         for batch in _ahead(new_ones(), model, batch_size):
             usable = [of for of in batch if not isinstance(of, LeftOut)]
+            has_earlier_states |= any(of.found.picture.name in known for of in usable)
             left_out += [of for of in batch if isinstance(of, LeftOut)]
             if usable:
                 waiting.add(_embedded(model, usable))
@@ -94,7 +97,7 @@ def embed(
     finally:
         if waiting.pictures:
             index.add(waiting.take())
-        dropped = _drop_earlier_states(index)
+        dropped = _drop_earlier_states(index) if has_earlier_states else 0
     unreadable = {of.name for of in left_out}
     gone = {
         number
@@ -127,10 +130,10 @@ def embed_pictures(
         >>> model = from_pretrained("models/mine")  # doctest: +SKIP
         >>> index = embed_pictures("pictures.index", ["photos"], model)  # doctest: +SKIP
     """
-    index = Index(folder)
     found = partial(of_files, find_pictures(map(str, named)))
-    index.take_model(model, model_name)
-    embed(index, found, model, batch_size=batch_size)
+    with open_to_write(folder) as index:
+        index.take_model(model, model_name)
+        embed(index, found, model, batch_size=batch_size)
     return index
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ccr_lightning.data.images import decode_image, open_image
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, settings_sha256
 from ccr_lightning.functional.nearest import nearest, ranks_of
 from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.search.identity import model_identity
 from ccr_lightning.search.part import SUFFIXES, Content, Part, joined
 from ccr_lightning.search.picture import Picture, file_state
 
-MANIFEST, LEFT_OUT = "index.json", "left_out.jsonl"
+MANIFEST, LEFT_OUT, LOCK = "index.json", "left_out.jsonl", ".lock"
 _FORMAT = 2
 _MERGED_BYTES = 2**29  # parts are not merged into larger ones
 
@@ -69,8 +69,7 @@ class Index:
         self._made_by: Callable[[], DualEncoder | None] = lambda: None
         path = self.folder / MANIFEST
         if not path.exists():
-            if self.folder.exists() and not _is_empty(self.folder):
-                raise CCRError(f"{self.folder}: this is no index, and there is something in it; name another folder.")
+            refuse_other_folder(self.folder)
             return
         manifest = _read_json(path)
         if manifest.get("format") != _FORMAT:
@@ -80,7 +79,7 @@ class Index:
         self.model, self._files = manifest["model"], manifest["parts"]
         self._parts = [Part(self.folder, name) for name in self._files]
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda part: part.check(self._files[part.name]), self._parts))
+            list(pool.map(lambda part: part.open(self._files[part.name]), self._parts))
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -123,21 +122,36 @@ class Index:
             raise CCRError(f"{picture.name}: the picture is gone or has changed since it was embedded; embed it again.")
         return open_image(path, picture.name)
 
+    def image_embeds(self) -> list[Tensor]:
+        """Return the embeddings of all pictures in parts (n, D), which stay on the disk until they are used."""
+        return [part.image_embeds for part in self._parts]
+
+    def text_embeds(self) -> list[Tensor]:
+        """Return the embeddings of all captions in parts (m, D), which stay on the disk until they are used."""
+        return [part.text_embeds for part in self._parts]
+
+    @property
+    def content_sha256(self) -> str:
+        """What changes when a picture or a caption does, or the model."""
+        return settings_sha256({"model": self.model, "parts": self._files})
+
     def search(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
         """Finds the k pictures that are most similar to each query, best first: see ``nearest``.
 
         Args:
             queries: (Q, D) float32, L2-normalised, of the model that made the index.
             k: How many of each query; fewer if there are fewer pictures.
+
+        Raises:
+            CCRError: The queries are of another width.
         """
-        found = nearest(queries, (part.image_embeds for part in self._parts), k)
-        return [
-            [
-                Hit(number, self.picture(number), similarity)
-                for number, similarity in zip(numbers, similarities, strict=True)
-            ]
-            for numbers, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
-        ]
+        self._check_width(queries)
+        found = nearest(queries, self.image_embeds(), k)
+        return [self.hits(*of) for of in zip(found.places.tolist(), found.similarity.tolist(), strict=True)]
+
+    def hits(self, numbers: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
+        """Return the pictures of these numbers as hits."""
+        return [Hit(number, self.picture(number), of) for number, of in zip(numbers, similarities, strict=True)]
 
     def search_captions(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
         """Finds the k captions that are most similar to each query, best first, of all pictures that have some.
@@ -147,15 +161,24 @@ class Index:
             k: How many of each query; fewer if there are fewer captions.
 
         Raises:
-            CCRError: No picture has a caption.
+            CCRError: No picture has a caption, or the queries are of another width.
         """
+        self._check_width(queries)
         if not self.captions:
             raise CCRError(f"{self.folder}: its pictures have no captions; embed captioned data to search captions.")
-        found = nearest(queries, (part.text_embeds for part in self._parts), k)
+        found = nearest(queries, self.text_embeds(), k)
         return [
             [self._caption(place, similarity) for place, similarity in zip(places, similarities, strict=True)]
             for places, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
         ]
+
+    def _check_width(self, queries: Tensor) -> None:
+        for part in self._parts[:1]:
+            if queries.shape[1] != part.image_embeds.shape[1]:
+                raise CCRError(
+                    f"{self.folder} has embeddings of width {part.image_embeds.shape[1]}, and the queries are of width "
+                    f"{queries.shape[1]}: use the model that made it."
+                )
 
     def ranks(self, queries: Tensor, numbers: Sequence[int]) -> list[list[int]]:
         """Rank chosen pictures among all for each query, from 1, in the order of :meth:`search`.
@@ -167,9 +190,8 @@ class Index:
         Returns:
             Q lists of P ranks.
         """
-        ranks: list[list[int]] = ranks_of(
-            queries, [part.image_embeds for part in self._parts], torch.tensor(numbers, dtype=torch.int64)
-        ).tolist()
+        chosen = torch.tensor(numbers, dtype=torch.int64)
+        ranks: list[list[int]] = ranks_of(queries, self.image_embeds(), chosen).tolist()
         return ranks
 
     def check_model(self, model: DualEncoder, named: str = "this model") -> None:
@@ -291,9 +313,16 @@ class Index:
         return Hit(start + row, picture, similarity, language, text)
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether a folder may become an index; a list of what could not be read may be there."""
-    return folder.is_dir() and not {of.name for of in folder.iterdir()} - {LEFT_OUT}
+def refuse_other_folder(folder: Path) -> None:
+    """Check that a folder is an index, or may become one; a list of what could not be read may be there.
+
+    Raises:
+        CCRError: It is something else.
+    """
+    if not folder.exists() or (folder / MANIFEST).exists():
+        return
+    if not folder.is_dir() or {of.name for of in folder.iterdir()} - {LEFT_OUT, LOCK}:
+        raise CCRError(f"{folder}: this is no index, and there is something in it; name another folder.")
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -94,8 +94,10 @@ class Part:
         paths = {suffix: self._path(suffix) for suffix in SUFFIXES}
         return {suffix: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for suffix, path in paths.items()}
 
-    def check(self, files: dict[str, dict[str, Any]]) -> None:
-        """Compares the files with what :meth:`files` said; of pictures the size alone.
+    def open(self, files: dict[str, dict[str, Any]]) -> None:
+        """Compares the files with what :meth:`files` said, of pictures the size alone, and maps them into memory.
+
+        From then on the part can be read even if it is deleted from the folder.
 
         Raises:
             CCRError: One is missing or damaged.
@@ -105,6 +107,7 @@ class Part:
             same = path.is_file() and path.stat().st_size == of["bytes"]
             if not same or (suffix != PICTURES and sha256_of(path) != of["sha256"]):
                 raise CCRError(f"{path}: the file is missing or damaged: embed the pictures into a new index.")
+        _ = self._tensors, self._lines, self._kept
 
     @property
     def size(self) -> int:
@@ -141,11 +144,14 @@ class Part:
             raise CCRError(f"{path}: cannot be read ({error}); embed the pictures into a new index.") from error
 
     @cached_property
-    def _lines(self) -> tuple[mmap.mmap, np.ndarray[Any, np.dtype[np.int64]]]:
+    def _lines(self) -> tuple[mmap.mmap | bytes, np.ndarray[Any, np.dtype[np.int64]]]:
         """The lines of pictures, and where each of them ends."""
-        with self._path(LINES).open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = _mapped(self._path(LINES))
         return content, np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
+
+    @cached_property
+    def _kept(self) -> mmap.mmap | bytes:
+        return _mapped(self._path(PICTURES))
 
     def picture(self, row: int) -> Picture:
         """Return a picture.
@@ -166,11 +172,7 @@ class Part:
 
     def kept(self, picture: Picture) -> bytes | None:
         """Return the bytes of a picture that the index keeps; None for one that is a file."""
-        if picture.kept is None:
-            return None
-        with self._path(PICTURES).open("rb") as file:
-            file.seek(picture.kept[0])
-            return file.read(picture.kept[1] - picture.kept[0])
+        return None if picture.kept is None else self._kept[picture.kept[0] : picture.kept[1]]
 
     def content(self, rows: Sequence[int] | None = None) -> Content:
         """Return what the part holds, or some rows of it."""
@@ -184,3 +186,8 @@ class Part:
         """Deletes the files."""
         for suffix in SUFFIXES:
             self._path(suffix).unlink(missing_ok=True)
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""

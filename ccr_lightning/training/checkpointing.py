@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
-from ccr_lightning.models.mismatch import mismatch
+from ccr_lightning.training.checkpoint_file import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -46,20 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CCRError: If it is damaged, or something else than the checkpoint of a run.
         """
-        try:
-            if map_location != "meta":  # torch does not compare the checksums that it writes
-                with zipfile.ZipFile(path) as archive:
-                    if (damaged := archive.testzip()) is not None:
-                        raise zipfile.BadZipFile(damaged)
-            checkpoint: Any = super().load_checkpoint(path, map_location, weights_only)
-        except Exception as error:  # torch.load raises anything from EOFError to RuntimeError
-            raise CCRError(
-                f"{path}: the checkpoint cannot be read ({type(error).__name__}), it is damaged or no checkpoint: copy "
-                "or train it again."
-            ) from error
-        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
-            raise CCRError(f"{path}: the file is not the checkpoint of a run; pass one that ccr fit wrote.")
-        return checkpoint
+        return read_checkpoint(Path(path), map_location, weights_only)
 
 
 class KeepBestScore(Callback):
@@ -87,18 +73,6 @@ class KeepBestScore(Callback):
                     state[name] = here(state[name])
             if not all(Path(path).exists() for path in state["best_k_models"]):
                 state["dirpath"] = None  # a score without its checkpoint would keep a worse one from being saved
-
-
-def explain_mismatch(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str | None:
-    """Says in one sentence how a checkpoint's tensors differ from a model's, or returns None if they fit.
-
-    Example:
-        >>> print(explain_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3)}))  # doctest: +ELLIPSIS
-        the checkpoint is of another architecture: 1 of 1 tensors differ, first 'a' (2,) in the model and (3,) in ...
-    """
-    if (differs := mismatch(model, checkpoint, "checkpoint")) is None:
-        return None
-    return f"the checkpoint is of another architecture: {differs}; use the config.yaml of the run that made it."
 
 
 def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> str | None:

@@ -25,7 +25,8 @@ from ccr_lightning.losses import ContrastiveLoss, Objective
 from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded
 from ccr_lightning.models.retriever import Retriever
-from ccr_lightning.training.checkpointing import explain_mismatch, explain_optimizer_mismatch
+from ccr_lightning.training.checkpoint_file import explain_mismatch
+from ccr_lightning.training.checkpointing import explain_optimizer_mismatch
 from ccr_lightning.training.checks import (
     check_galleries,
     check_mrv_languages,

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
-from ccr_lightning.training.checkpointing import explain_mismatch
+from ccr_lightning.training.checkpoint_file import explain_mismatch
 
 
 class FullyShardedStrategy(ModelParallelStrategy):

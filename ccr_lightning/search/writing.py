@@ -1,0 +1,45 @@
+"""An index that one process at a time writes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ccr_lightning.errors import CCRError
+from ccr_lightning.search.index import LOCK, Index, refuse_other_folder
+
+
+@contextmanager
+def open_to_write(folder: str | Path) -> Iterator[Index]:
+    """Opens an index, which is made if need be, and keeps other processes from writing to it until the block ends.
+
+    Raises:
+        CCRError: Another process writes to it, or what is there is no index, or is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> with open_to_write(Path(tempfile.mkdtemp()) / "pictures.index") as index:
+        ...     len(index)
+        0
+    """
+    folder = Path(folder)
+    refuse_other_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise CCRError(f"{folder}: another process embeds pictures into it; start again when that is done.") from error
+    except OSError as error:
+        raise CCRError(f"{folder}: the index cannot be written ({error.strerror}); name another folder.") from error
+    try:
+        yield Index(folder)
+    finally:
+        lock.release()
+        if {of.name for of in folder.iterdir()} == {LOCK}:  # nothing came of it
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()

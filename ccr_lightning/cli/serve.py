@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -85,14 +86,16 @@ def run(args: Sequence[str]) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise CCRError(f"ccr serve: there is no host {host!r}; give an address of this machine with --host.") from error
+    try:
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         hint = "give another with --port, or --port 0 for a free one"
-        if isinstance(error, socket.gaierror):
-            hint = "give an address of this machine with --host"
-        raise CCRError(f"ccr serve: cannot listen at {host}, port {port} ({error.strerror}): {hint}.") from error
+        raise CCRError(f"ccr serve: cannot listen at {host}, port {port} ({reason}): {hint}.") from error
 
 
 def _url(listener: socket.socket, host: str) -> str:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from ccr_lightning._version import __version__
 from ccr_lightning.data.faults import RecordFault
-from ccr_lightning.data.images import decode_image
+from ccr_lightning.data.images import open_image
 from ccr_lightning.data.preview import LANGUAGE_NAMES
 from ccr_lightning.errors import CCRError
 from ccr_lightning.models.dual_encoder import DualEncoder
@@ -145,7 +145,7 @@ def _add_search(app: FastAPI, searching: Searching, has_captions: bool, rate: To
 
         def decode_and_search() -> SearchAnswer:
             try:
-                image = decode_image(data, "the upload")
+                image = open_image(data, "the upload")
             except RecordFault as fault:
                 raise HTTPException(422, str(fault)) from fault
             return searching.by_picture(image, k, find)

@@ -1,35 +1,22 @@
 """A real headless Chromium for tests of pages; they are skipped, with a reason, where there is none."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = [  # the first for root, as whom it runs in containers; the others keep it from calling anybody
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
+from benchmarks.browser import NAMES, find_browser, started_browser
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """The browser, which ends with the module, since the loop of playwright's is in the way of others."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    path = find_browser()
     if path is None:
         pytest.skip(f"no browser is installed: none of {', '.join(NAMES)} is in PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with started_browser(path) as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager

@@ -358,6 +358,9 @@ def test_every_answer_says_what_a_browser_may_do(server):
         assert headers["referrer-policy"] == "no-referrer"
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert "access-control-allow-origin" not in headers
+        assert headers["cache-control"] == {"/thumbnail/0": "private, no-cache"}.get(
+            path, "no-cache" if path in ("/", "/page/main.js") else "no-store"
+        )
 
 
 @pytest.mark.parametrize(
@@ -519,6 +522,15 @@ def test_other_addresses_come_with_a_warning(home, capsys, monkeypatch):
     shown, warning = capsys.readouterr().out.splitlines()
     assert "0.0.0.0" not in shown
     assert warning == "warning: everyone who reaches this address can see and search the pictures."
+
+
+def test_documented_json_is_of_the_schema(schema):
+    text = (Path(__file__).parents[1] / "docs" / "search.md").read_text(encoding="utf-8")
+    found, refusal = map(json.loads, re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    check(found, schema, "/api/search")
+    assert refusal.keys() == {"error"}
+    for path in re.findall(r"`(?:GET|POST) (/\w[^`?]*)", text):
+        assert path.replace("/N", "/{number}") in schema["paths"]
 
 
 def test_help_teaches(capsys):

@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 from browser import chromium, serious_violations, watched_page  # noqa: F401
+from PIL import Image
 from playwright.sync_api import expect
 from serving import CAPTIONS, SCRIPT, serving, write_home
 
+from benchmarks import screenshots
 from ccr_lightning.cli.search import open_index
 from ccr_lightning.serve.limits import TokenBucket
 
@@ -60,15 +62,27 @@ def test_a_query_finds_the_right_pictures(page, server, order):
     page.goto(server)
     search(page, QUERIES["en"])
     assert shown(page) == order[0].tolist()
-    assert page.get_by_role("status").inner_text() == "8 pictures for “a red apple”, best first"
-    assert page.title() == "a red apple: pictures"
+    assert page.get_by_role("status").inner_text() == "8 pictures for “\u2068a red apple\u2069”, best first"
+    assert page.title() == "\u2068a red apple\u2069: pictures"
     assert page.evaluate("[...document.images].every(of => of.complete && of.naturalWidth > 0)")
     search(page, QUERIES["ar"])
     assert shown(page) == order[2].tolist()
     page.go_back()
-    expect(page).to_have_title("a red apple: pictures")
+    expect(page).to_have_title("\u2068a red apple\u2069: pictures")
     assert shown(page) == order[0].tolist()
     assert page.get_by_label("Query, in any language").input_value() == QUERIES["en"]
+
+
+def test_what_is_typed_before_the_page_is_ready_stays(page, server):
+    page.route("**/api/index", lambda route: (page.wait_for_timeout(300), route.continue_()))
+    page.goto(server, wait_until="commit")
+    box = page.get_by_label("Query, in any language")
+    box.fill("a ca")
+    page.wait_for_selector(".welcome")
+    page.keyboard.type("t")
+    assert box.input_value() == "a cat"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("main .grid")
 
 
 def test_languages_side_by_side(page, server, order):
@@ -136,6 +150,7 @@ def test_one_click_from_a_picture_to_all_of_its_languages(page, server, home):
     dialog.get_by_role("button", name="Compare its captions in 4 languages").click()
     page.wait_for_selector(".languages")
     assert not dialog.is_visible()
+    assert page.evaluate("document.activeElement.id") == "results"
     index, model = open_index(home / "captioned.index", None)
     images = model.embed_images([index.open(number) for number in range(len(index))]).numpy()
     captions = {language: texts[0] for language, texts in CAPTIONS["01.png"].items()}
@@ -331,7 +346,7 @@ def test_it_is_accessible_and_fits(chromium, server, width, scheme):  # noqa: F8
 def test_what_is_not_accessible_is_found(page, server):
     page.goto(server)
     page.wait_for_selector("main > *")
-    page.evaluate("document.querySelector('h2').style.color = getComputedStyle(document.body).backgroundColor")
+    page.evaluate("document.querySelector('h2').style.color = 'rgb(200, 200, 200)'")
     assert "color-contrast: <h2" in " ".join(serious_violations(page))
 
 
@@ -346,6 +361,15 @@ def test_at_360_pixels_columns_are_swiped(chromium, server):  # noqa: F811
         box = last.bounding_box()
         assert 0 <= box["x"] <= box["x"] + box["width"] <= 360
         assert page.locator(".column .card").first.bounding_box()["height"] >= 44
+
+
+def test_readmes_pictures_are_made(page, server, tmp_path):
+    screenshots.side_by_side(page, f"{server}/", list(QUERIES.items()))
+    assert page.locator(".lines .lit").count() == 2
+    screenshots.save(page, tmp_path / "search.png", height=700)
+    screenshots.languages(page, f"{server}/", "a cat")
+    assert page.url.endswith("languages_of=1")
+    assert Image.open(tmp_path / "search.png").size == (1280, 700)
 
 
 def test_an_index_of_files_has_no_captions_to_show(chromium, home):  # noqa: F811

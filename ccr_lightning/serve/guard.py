@@ -39,14 +39,16 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")  # what was searched is not kept
             await send(message)
 
-        headers, app = Headers(scope=scope), self._app
-        if not names_server(headers.get("host", ""), self._hosts):
+        asked, app = Headers(scope=scope), self._app
+        if not names_server(asked.get("host", ""), self._hosts):
             says = "the request names a host that this server is not: open the address that ccr serve printed."
             app = JSONResponse({"error": says}, 421)
-        elif headers.get("sec-fetch-site") == "cross-site" and scope["path"] != "/":
+        elif asked.get("sec-fetch-site") == "cross-site" and scope["path"] != "/":
             app = JSONResponse({"error": "another web site may not use this server: open its own page."}, 403)
         await app(scope, receive, send_guarded)
 

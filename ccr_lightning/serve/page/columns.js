@@ -1,7 +1,7 @@
 // The same in several languages, side by side: a column for each query, and lines between the same pictures.
 
 import { card, placesElsewhere, shiftFromFirst } from "./card.js";
-import { element, foreign, languageName, quoted } from "./text.js";
+import { element, foreign, languageName, isolated } from "./text.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 let watching = null;
@@ -38,7 +38,7 @@ function column({ text, language, hits }, place, firsts, open) {
     ),
     element(
       "ol",
-      { "aria-label": `Pictures for ${quoted(text)}` },
+      { "aria-label": `Pictures for ${isolated(text)}` },
       ...hits.map((hit) => element("li", {}, card(hit, open, place ? shiftFromFirst(hit) : placesElsewhere(hit)))),
     ),
   );

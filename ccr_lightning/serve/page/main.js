@@ -8,7 +8,7 @@ import "./keys.js";
 import { languages } from "./languages.js";
 import { focusQuery, getQueries, offerLanguages, setQueries } from "./queries.js";
 import { fromAddress, toAddress } from "./state.js";
-import { count, element, foreign, number, ownCaption, quoted } from "./text.js";
+import { count, element, foreign, isolated, number, ownCaption } from "./text.js";
 import { onPicture } from "./upload.js";
 import { welcome } from "./welcome.js";
 
@@ -26,10 +26,11 @@ const actions = {
   languages: (picture) => go({ languagesOf: picture.number }),
 };
 
-function go(wanted) {
+async function go(wanted) {
   history.pushState({}, "", toAddress(wanted));
-  show();
   scrollTo(0, 0);
+  await show();
+  if (document.activeElement === document.body) main.focus({ preventScroll: true }); // where what had it is gone
 }
 
 async function show() {
@@ -57,7 +58,6 @@ async function show() {
 async function meet() {
   about = await describe();
   offerLanguages(about.known_languages);
-  setQueries(fromAddress(location.search).queries);
   const captions = about.captions ? ` with ${count(about.captions, "caption")} in ${count(about.languages.length, "language")}` : "";
   document.getElementById("about").replaceChildren(`${count(about.pictures, "picture")}${captions}, found by `, element("bdi", {}, about.model));
 }
@@ -78,8 +78,8 @@ async function ofOne({ queries, k }, signal) {
   const [{ text, hits }] = found;
   return {
     content: [grid(found), more({ queries }, wanted, hits.length)],
-    says: `${count(hits.length, "picture")} for ${quoted(text)}, best first`,
-    title: text.slice(0, 60),
+    says: `${count(hits.length, "picture")} for “${isolated(text)}”, best first`,
+    title: isolated(text),
   };
 }
 
@@ -91,7 +91,7 @@ async function ofSeveral({ queries, k }, signal) {
   return {
     content: [columns(found, open), more({ queries }, wanted, found[0].hits.length)],
     says: `The first ${found[0].hits.length} for each of ${queries.length} queries; ${everywhere.length || "none"} in all of them`,
-    title: queries.map(({ text }) => text.slice(0, 20)).join(", "),
+    title: queries.map(({ text }) => isolated(text.slice(0, 20))).join(", "),
   };
 }
 
@@ -126,14 +126,15 @@ async function ofLanguages(wanted, signal) {
   const picture = await onePicture(wanted, signal);
   const queries = Object.entries(picture.captions)
     .filter(([, texts]) => texts.length)
+    .slice(0, LIMITS.queries)
     .map(([language, texts]) => ({ language, text: texts[0] }));
   if (!queries.length) throw new Error("This picture has no captions to compare.");
   const found = await searchTexts(queries, 6, signal, wanted);
   const open = (hit) => openPicture(hit, [], actions);
   return {
     content: [languages(found.picture, found.results, about.pictures, { ...actions, open })],
-    says: "",
-    title: ownCaption(picture).text,
+    says: `${count(queries.length, "language")}, best first`,
+    title: isolated(ownCaption(picture).text),
   };
 }
 

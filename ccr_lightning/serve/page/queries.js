@@ -9,7 +9,7 @@ let languages = [];
 
 export function offerLanguages(codes) {
   languages = codes;
-  setQueries(getQueries());
+  list.querySelectorAll("select").forEach((select) => offer(select, select.value));
 }
 
 export const getQueries = () =>
@@ -35,12 +35,19 @@ add.addEventListener("click", () => {
   focusQuery(list.children.length - 1);
 });
 
-function row({ text, language }) {
+function offer(select, language) {
   const known = language && !languages.includes(language) ? [...languages, language] : languages;
   const options = known.map((code) => [languageName(code), code]).sort(([one], [other]) => one.localeCompare(other, "en"));
-  const select = element("select", {}, element("option", { value: "" }, "Any language"));
-  select.append(...options.map(([name, code]) => element("option", { value: code }, name)));
+  select.replaceChildren(
+    element("option", { value: "" }, "Any language"),
+    ...options.map(([name, code]) => element("option", { value: code }, name)),
+  );
   select.value = language;
+}
+
+function row({ text, language }) {
+  const select = element("select");
+  offer(select, language);
   const input = element("input", { type: "search", dir: "auto", autocomplete: "off", enterkeyhint: "search" });
   input.value = text;
   const mark = () => (input.lang = select.value);
@@ -66,7 +73,7 @@ function renumber() {
     const which = several ? ` ${index + 1}` : "";
     made.querySelector(".badge").textContent = index + 1;
     made.querySelector("input").setAttribute("aria-label", `Query${which}, in any language`);
-    made.querySelector("input").placeholder = index ? "The same in another language" : "What is in the picture, in any language";
+    made.querySelector("input").placeholder = index ? "The same in another language" : "What is in the picture?";
     made.querySelector("select").setAttribute("aria-label", `Language of query${which}`);
     made.querySelector(".remove").setAttribute("aria-label", `Remove query${which}`);
     made.querySelector(".remove").hidden = !several;

@@ -41,4 +41,5 @@ export function ownCaption(picture) {
 export const allCaptions = (picture) =>
   Object.entries(picture.captions).flatMap(([language, texts]) => texts.map((text) => ({ language, text })));
 
-export const quoted = (text) => `“${text.length > 60 ? `${text.slice(0, 60)}…` : text}”`;
+// A text within another, whatever direction it has or wants to force on what follows.
+export const isolated = (text) => `\u2068${text.length > 60 ? `${text.slice(0, 60)}…` : text}\u2069`;

@@ -130,6 +130,13 @@ def test_one_query_has_no_ranks_and_a_language_changes_nothing_where_none_is_tol
     assert len(result["hits"]) == len(CAPTIONS)
     assert all(hit["ranks"] is None and hit["caption"] is None for hit in result["hits"])
     assert told["results"][0]["hits"] == result["hits"]
+    of_some = answer(f"{server}/api/search", schema, params={"q": TEXTS, "language": ["", "de", ""]})["results"]
+    assert [of["language"] for of in of_some] == [None, "de", None]
+    of_none = answer(f"{server}/api/search", schema, params={"q": TEXTS})["results"]
+    for some, none in zip(of_some, of_none, strict=True):
+        assert [hit["number"] for hit in some["hits"]] == [hit["number"] for hit in none["hits"]]
+        similarity = [hit["similarity"] for hit in none["hits"]]
+        np.testing.assert_allclose([hit["similarity"] for hit in some["hits"]], similarity, atol=1e-6)
 
 
 def test_captions_are_found(server, schema, home):

@@ -134,9 +134,9 @@ def test_lines_end_at_the_same_pictures(page, server):
               };
               const cards = [...document.querySelectorAll('.card')]
                 .map((of) => [of.dataset.number, of.getBoundingClientRect()]);
-              const near = ([x, y]) => cards.filter(([, box]) => Math.abs(box.top + box.height / 2 - y) < 2
-                && Math.min(Math.abs(box.left - x), Math.abs(box.right - x)) < 2).map(([number]) => number);
-              return [path.dataset.number, near(at(0)), near(at(path.getTotalLength()))];
+              const near = ([x, y], side) => cards.filter(([, box]) =>
+                Math.abs(box.top + box.height / 2 - y) < 2 && Math.abs(box[side] - x) < 2).map(([number]) => number);
+              return [path.dataset.number, near(at(0), "right"), near(at(path.getTotalLength()), "left")];
             }""")
             assert ends[0] in ends[1]
             assert ends[0] in ends[2]

@@ -94,7 +94,7 @@ def _add_search(app: FastAPI, searching: Searching, has_captions: bool, rate: To
     def search_like(number: int, k: int, find: Find) -> SearchAnswer:
         try:
             return searching.by_number(number, k, find)
-        except CCRError as error:
+        except (CCRError, OSError) as error:
             raise _no_picture() from error
 
     @app.get("/api/index", response_model=IndexAnswer)
@@ -169,7 +169,7 @@ def _add_pictures(app: FastAPI, index: Index, rate: TokenBucket) -> None:
             if request.headers.get("if-none-match") == tag:
                 return Response(status_code=304, headers=headers)
             data = await gate.run(read, number)
-        except CCRError as error:
+        except (CCRError, OSError) as error:
             raise _no_picture() from error
         return Response(data, media_type="image/jpeg", headers=headers)
 

@@ -387,7 +387,7 @@ from ccr_lightning import MeanRankVariance, RecallAtK, mean_rank_variance
 import ccr_lightning.evaluation.results
 document = ccr_lightning.evaluation.results.results_document(
     {}, dataset="d", split="test", protocol=ccr_lightning.evaluation.protocol.EvaluationProtocol(), checkpoint=None,
-    seed=0, left_out={}, made_of={}
+    seed=0, left_out={}, made_of={}, ranks=None
 )
 assert document["versions"]["lightning"] and document["versions"]["timm"], document
 new = set(sys.modules) - before

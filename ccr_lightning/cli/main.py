@@ -27,6 +27,7 @@ commands:
   embed       embed pictures once, into an index
   search      find pictures of an index, by captions in any language or by pictures
   results     show the results of several runs side by side
+  report      write a page on the results of runs: figures, and the images on which languages disagree
   data        check, preview, build, shard and translate captioned images, without a model
 
 start here:
@@ -117,7 +118,15 @@ example:
 """,
 }
 
-_OTHERS = ("convert", "data", "embed", "export", "results", "search")  # commands without a trainer, a module each
+_OTHERS = (
+    "convert",
+    "data",
+    "embed",
+    "export",
+    "report",
+    "results",
+    "search",
+)  # commands without a trainer, a module each
 SECONDS_FOR_THE_FIRST = 10
 
 

@@ -122,7 +122,8 @@ def png(figure: Figure) -> bytes:
             from matplotlib.patches import Patch
 
             patches = [Patch(color=LIGHT[colour], label=label) for label, colour in figure.legend]
-            canvas.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
+            space = {"handlelength": 1.0, "handletextpad": 0.4, "columnspacing": 1.0, "fontsize": 7}
+            canvas.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, **space)
         buffer = io.BytesIO()
         canvas.savefig(buffer, format="png", dpi=DPI, facecolor=_PAPER, metadata={"Software": None})
     return buffer.getvalue()

@@ -29,9 +29,10 @@ _MOST_ANNOTATED = 16  # languages of a heat map whose cells have room for a numb
 _BINS_PER_DECADE = 8  # of ranks above ten, where points are drawn together
 _MARKERS = ((64, 9.0), (16, 6.5), (4, 4.5), (2, 3.2), (1, 2.2))  # queries at a point from which on it has which size
 _LONGEST_NAME = 28
+_FAR = 50  # times the lowest value, from where on a curve is drawn on a logarithmic scale
 _CURVES: dict[str, tuple[str, dict[str, str], float]] = {  # figure to title, curves and their labels, factor
     "losses": (
-        "Training losses",
+        "training loss",
         {
             "train/loss": "weighted sum",
             "train/contrastive": "contrastive",
@@ -41,7 +42,7 @@ _CURVES: dict[str, tuple[str, dict[str, str], float]] = {  # figure to title, cu
         1,
     ),
     "validation_recall": (
-        "Validation recall, %",
+        "validation recall, %",
         {
             "val/mean_recall": "mean recall",
             "val/i2t/recall@1": "R@1 image → text",
@@ -49,7 +50,7 @@ _CURVES: dict[str, tuple[str, dict[str, str], float]] = {  # figure to title, cu
         },
         100,
     ),
-    "validation_mrv": ("Validation MRV", {"val/mrv": "MRV"}, 1),
+    "validation_mrv": ("validation MRV", {"val/mrv": "MRV"}, 1),
 }
 CURVE_NAMES = {name: label for _, labels, _ in _CURVES.values() for name, label in labels.items()}
 
@@ -186,9 +187,9 @@ def _draw_scatter(axes: Axes, points: Counter[tuple[float, float]], largest: flo
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [_power(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
-    axes.tick_params(labelcolor=LIGHT["muted"], labelsize=6)
-    axes.set_xlabel(names[0], labelpad=1, color=LIGHT["text"])
-    axes.set_ylabel(names[1], labelpad=1, color=LIGHT["text"])
+    axes.tick_params(labelcolor=LIGHT["muted"])
+    axes.set_xlabel(names[0], labelpad=0, color=LIGHT["text"], size=8)
+    axes.set_ylabel(names[1], labelpad=0, color=LIGHT["text"], size=8)
 
 
 def _power(tick: int) -> str:
@@ -233,20 +234,25 @@ def curve_figures(curves: Sequence[Curve]) -> list[Figure]:
     for name, (title, labels, factor) in _CURVES.items():
         there = [of for of in labels if of in named]
         if there:
-            draw = partial(_draw_curves, curves=[named[of] for of in there], factor=factor)
+            draw = partial(_draw_curves, curves=[named[of] for of in there], label=title, factor=factor)
             legend = [(labels[of], colour) for of, colour in zip(there, _SERIES, strict=False)]
             figures.append(Figure(name, [Panel(title, draw)], COLUMN, 2.0, legend=legend if len(legend) > 1 else ()))
     return figures
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], factor: float) -> None:
+def _draw_curves(axes: Axes, curves: Sequence[Curve], label: str, factor: float) -> None:
     for curve, colour in zip(curves, _SERIES, strict=False):
         values = [factor * value for value in curve.values]
         axes.plot(curve.steps, values, color=LIGHT[colour], linewidth=1.3)
         if len(values) <= 20:
             axes.plot(curve.steps, values, "o", color=LIGHT[colour], markersize=2.6)
-    axes.set(xlabel="step")
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if factor == 1 else None)
+    axes.set(xlabel="step", ylabel=label)
+    lowest, highest = axes.dataLim.intervaly
+    if len(curves) == 1 and lowest > 0 and highest > _FAR * lowest:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    elif factor == 1:
+        axes.set_ylim(bottom=min(0, lowest))
     axes.grid(axis="y")
     axes.tick_params(axis="y", labelcolor=LIGHT["muted"])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ccr_lightning.pages import LIGHT
@@ -138,17 +139,27 @@ def _canvas(width: float, height: float) -> Canvas:
 def _for_page(drawn: str) -> str:
     """Only the element itself, small, without a size of its own, fonts and colours left to the page."""
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", drawn.replace("\n", " "), count=1)
     drawn = re.sub(r' (xmlns(:xlink)?|version)="[^"]*"', "", drawn).replace("xlink:href", "href")
-    drawn = re.sub(r"font: (?:(\d+|bold) )?([\d.]+)px [^;\"]*", _font, drawn)
-    colours = _css_colours()
-    drawn = re.sub(r"#[0-9a-f]{6}\b", lambda found: colours.get(found[0], found[0]), drawn)
+    drawn = re.sub(r"<[^>]*>", partial(_for_page_tag, colours=_css_colours()), drawn)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', drawn))
     drawn = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", drawn)
-    return re.sub(r">\s+<", "><", re.sub(r" {2,}", " ", drawn)).strip()
+    drawn = re.sub(r">\s+<", "><", re.sub(r" {2,}", " ", drawn)).strip()
+    return re.sub(r"<g([^>]*)>((?:<use [^>]*>(?:</use>)?)+)</g>", _style_once, drawn)
 
 
-def _font(found: re.Match[str]) -> str:
-    weight = f"; font-weight: {found[1]}" if found[1] else ""
-    return f"font-size: {found[2]}px{weight}"
+def _for_page_tag(found: re.Match[str], colours: Mapping[str, str]) -> str:
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", found[0])
+    tag = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", tag)  # as matplotlib 3.10 says both
+    tag = re.sub(r"#[0-9a-f]{6}\b", lambda colour: colours.get(colour[0], colour[0]), tag)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
+
+
+def _style_once(found: re.Match[str]) -> str:
+    """Points of one style say it together."""
+    styles = set(re.findall(r' style="[^"]*"', found[2]))
+    if len(styles) != 1:
+        return found[0]
+    (style,) = styles
+    return f"<g{found[1]}{style}>{found[2].replace(style, '')}</g>"

@@ -25,7 +25,7 @@ DIRECTION_NAMES: dict[Direction, str] = {"image_to_text": "image → text", "tex
 CUTOFF_NAMES = {name: name.replace("recall@", "R@") for name in RECALLS}
 _CUTOFF_COLOURS = dict(zip(RECALLS, ("bar", "bar-2", "bar-3"), strict=True))
 _SERIES = ("series-1", "series-2", "series-3", "series-4")
-_MOST_ANNOTATED = 16  # languages of a heat map whose cells have room for a number
+MOST_ANNOTATED = 16  # languages of a heat map whose cells have room for a number
 _BINS_PER_DECADE = 8  # of ranks above ten, where points are drawn together
 _MARKERS = ((64, 9.0), (16, 6.5), (4, 4.5), (2, 3.2), (1, 2.2))  # queries at a point from which on it has which size
 _LONGEST_NAME = 28
@@ -116,13 +116,13 @@ def _draw_heat(axes: Axes, languages: Sequence[str], pairs: Mapping[str, Mapping
     indices.mask |= np.isnan(values)
     colours = ListedColormap([heat_colour(share) for share in shares])
     axes.pcolormesh(indices, cmap=colours, vmin=-0.5, vmax=len(shares) - 0.5, edgecolors=LIGHT["card"], linewidth=0.6)
-    if count <= _MOST_ANNOTATED:
+    if count <= MOST_ANNOTATED:
         for i, j in np.argwhere(~np.isnan(values)).tolist():
             axes.text(j + 0.5, i + 0.5, short(values[i, j]), ha="center", va="center", fontsize=min(7, 78 / count))
     axes.set(ylim=(count, 0), aspect="equal")
     ticks = np.arange(count) + 0.5
     axes.set_yticks(ticks, languages)
-    axes.set_xticks(ticks, languages, rotation=0 if count <= _MOST_ANNOTATED else 90)
+    axes.set_xticks(ticks, languages, rotation=0 if count <= MOST_ANNOTATED else 90)
     axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, labelcolor=LIGHT["text"])
     axes.spines[:].set_visible(False)
 
@@ -175,25 +175,21 @@ def _coarse(rank: float) -> float:
 def _draw_scatter(axes: Axes, points: Counter[tuple[float, float]], largest: float, names: tuple[str, str]) -> None:
     ends = (0.7, max(14.0, 1.4 * largest))
     axes.plot(ends, ends, color=LIGHT["muted"], linewidth=0.6, zorder=1)
-    more = math.inf
+    scale, more = min(1, 1.6 / math.log10(ends[1])), math.inf
     for least, size in _MARKERS:
         chosen = [point for point, count in points.items() if least <= count < more]
         if chosen:
             x, y = zip(*chosen, strict=True)
-            axes.plot(x, y, "o", markersize=size, color=LIGHT["series-1"], alpha=0.6, markeredgewidth=0)
+            axes.plot(x, y, "o", markersize=scale * size, color=LIGHT["series-1"], alpha=0.6, markeredgewidth=0)
         more = least
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
     ticks = [10**power for power in range(1 + int(math.log10(ends[1])))]
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [_power(tick) for tick in ticks])
+        axis.set_ticks(ticks, [_compact(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
     axes.tick_params(labelcolor=LIGHT["muted"])
     axes.set_xlabel(names[0], labelpad=0, color=LIGHT["text"], size=8)
     axes.set_ylabel(names[1], labelpad=0, color=LIGHT["text"], size=8)
-
-
-def _power(tick: int) -> str:
-    return f"{tick // 1000}k" if tick >= 1000 else str(tick)
 
 
 def variance_bars(bins: Sequence[Bin]) -> Figure:
@@ -206,10 +202,17 @@ def bin_name(of: Bin) -> str:
     """Write the range of a bin.
 
     Example:
-        >>> bin_name(Bin(None, 0.0, 3)), bin_name(Bin(0.1, 0.3, 3))
-        ('0', '0.1–0.3')
+        >>> [bin_name(Bin(above, 3 * (above or 0), 5)) for above in (None, 0.1, 1e3, 1e6)]
+        ['0', '0.1–0.3', '1k–3k', '1M–3M']
     """
-    return "0" if of.above is None else f"{of.above:g}–{of.up_to:g}"
+    return "0" if of.above is None else f"{_compact(of.above)}–{_compact(of.up_to)}"
+
+
+def _compact(value: float) -> str:
+    for least, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= least:
+            return f"{value / least:g}{unit}"
+    return f"{value:g}"
 
 
 def _draw_bins(axes: Axes, bins: Sequence[Bin]) -> None:

@@ -254,6 +254,7 @@ def _template() -> Template:
     )
     environment.globals.update(
         svg=_svg,
+        column=figures.COLUMN,
         bar=bar,
         data=numbers.data,
         percent=numbers.percent,

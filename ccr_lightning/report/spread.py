@@ -13,7 +13,7 @@ from ccr_lightning.evaluation.query_ranks import RanksFile
 from ccr_lightning.evaluation.scores import DIRECTIONS
 from ccr_lightning.functional.consistency import align_ranks, rank_spread
 
-_MANTISSAS = (1, 3)  # of the edges in each power of ten
+_MOST_BINS = 9  # of half a power of ten each; else of a whole one
 
 
 class Spread(NamedTuple):
@@ -61,23 +61,26 @@ def spread_of(ranks: RanksFile, languages: Sequence[str]) -> Spread:
 
 
 def histogram(variance: NDArray[np.float64]) -> list[Bin]:
-    """Count images by their rank variance: none, then half a power of ten at a time.
+    """Count images by their rank variance: none, then half a power of ten at a time, or a whole one.
 
     Example:
         >>> [tuple(of) for of in histogram(np.array([0, 0, 0.2, 0.3, 2.0]))]
         [(None, 0.0, 2), (0.1, 0.3, 2), (0.3, 1.0, 0), (1.0, 3.0, 1)]
     """
-    bins = [Bin(None, 0.0, int((variance == 0).sum()))]
+    none = Bin(None, 0.0, int((variance == 0).sum()))
     above_zero = variance[variance > 0]
     if not len(above_zero):
-        return bins
-    exponents = range(int(np.floor(np.log10(above_zero.min()))) - 1, int(np.ceil(np.log10(above_zero.max()))) + 1)
-    edges = [float(f"{mantissa}e{exponent}") for exponent in exponents for mantissa in _MANTISSAS]
+        return [none]
+    halves = _bins(above_zero, (1, 3))
+    return [none, *(halves if len(halves) <= _MOST_BINS else _bins(above_zero, (1,)))]
+
+
+def _bins(above_zero: NDArray[np.float64], mantissas: Sequence[int]) -> list[Bin]:
+    exponents = range(int(np.floor(np.log10(above_zero.min()))) - 1, int(np.ceil(np.log10(above_zero.max()))) + 2)
+    edges = [float(f"{mantissa}e{exponent}") for exponent in exponents for mantissa in mantissas]
     counts = np.histogram(-above_zero, -np.array(edges[::-1]))[0][::-1].tolist()  # bins that hold their upper edge
     filled = [place for place, count in enumerate(counts) if count]
-    for place in range(filled[0], filled[-1] + 1):
-        bins.append(Bin(edges[place], edges[place + 1], counts[place]))
-    return bins
+    return [Bin(edges[place], edges[place + 1], counts[place]) for place in range(filled[0], filled[-1] + 1)]
 
 
 def images_of_half(variance: NDArray[np.float64]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ccr_lightning.errors import CCRError
@@ -71,6 +72,16 @@ def shortened(text: str) -> str:
         'aa… (5,000 characters)'
     """
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}… ({len(text):,} characters)"
+
+
+def without_controls(text: str) -> str:
+    r"""Return a text without the characters that HTML does not allow, but with a mark in their places.
+
+    Example:
+        >>> without_controls("a\x00b\x1b[31m\n")
+        'a\ufffdb\ufffd[31m\n'
+    """
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 def refuse_to_replace(path: Path, what: str) -> None:

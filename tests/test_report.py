@@ -35,6 +35,7 @@ VOID = {"meta", "img", "br", "col"}
 EVIL = """<script>alert("1")</script>'--><b>&amp;$x$"""
 RTL = "\u202egnp.fdp"
 CONTROL = "red\x07\x1b[31m\x00dot"
+CONTROLS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 CUTOFFS = ("recall@1", "recall@5", "recall@10")
 
 
@@ -156,16 +157,13 @@ def make(tmp_path, capsys):
     return write
 
 
-def lines_of(folder, document):
-    with (folder / document["ranks"]["file"]).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def of_ranks(folder, document):
     """Direction, language and image to the ranks of its queries, and to the mean of them; the variance by image."""
     ranks = {}
-    for line in lines_of(folder, document):
-        ranks.setdefault((line["direction"], line["language"], line["image"]), []).append(int(line["rank"]))
+    with (folder / document["ranks"]["file"]).open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            name = re.sub(CONTROLS, "\ufffd", line["image"])  # as the page shows it
+            ranks.setdefault((line["direction"], line["language"], name), []).append(int(line["rank"]))
     languages, directions = document["mrv"]["languages"], ("image_to_text", "text_to_image")
     means = {key: statistics.mean(of) for key, of in ranks.items()}
     images = {image for _, _, image in ranks}
@@ -277,6 +275,18 @@ def test_every_number_from_the_ranks_is_that_of_numpy(written):
         bins = [of for of in page.iter("data") if of.get("data-from").startswith(f"{key} ranks#histogram")]
         assert sum(int(of.get("value")) for of in bins) == document["mrv"]["instances"]
     assert set(kinds) == {"image_to_text", "text_to_image", "variance", "pairs", "histogram", "half"}
+
+
+def test_the_documents_compute_mrv_from_the_ranks(run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run, tmp_path / "runs" / "NAME")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    exec(re.search(r"^```python\n(import pandas.*?)^```$", text, re.DOTALL | re.MULTILINE)[1], {})
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    mrv = json.loads((run / "results.json").read_text())["mrv"]
+    assert len(printed) == 2
+    for direction, value in printed.items():
+        assert float(value) == pytest.approx(mrv[direction], rel=1e-4)
 
 
 def test_every_number_from_the_training_is_that_of_the_metrics(written):
@@ -414,14 +424,17 @@ def test_the_most_inconsistent_images_are_shown_with_their_captions(written):
     assert len(set(names)) == 12
     source = documents["1"]["source"]["init_args"]
     lines = map(json.loads, Path(source["files"]["test"]).read_text(encoding="utf-8").splitlines())
-    by_name = {line.get("image_id", line["image"]): line for line in lines}
+    by_name = {str(line.get("image_id", line["image"])): line for line in lines}
     for card, name in zip(found, names, strict=True):
         rows = [
             (text_of(row.find("th/span")), text_of(row.find("td[@class='text']")), row.find("td[@class='text']"))
             for row in card.findall(".//tbody/tr")
         ]
         captions = {language: text for language, text, _ in rows}
-        assert captions == {language: texts[0] for language, texts in by_name[name]["captions"].items()}
+        assert captions == {
+            language: texts if isinstance(texts, str) else texts[0]
+            for language, texts in by_name[name]["captions"].items()
+        }
         assert all((cell.get("lang"), cell.get("dir")) == (language, "auto") for language, _, cell in rows)
         order = [sum(means[d, language, name] for d in ("image_to_text", "text_to_image")) for language, *_ in rows]
         assert order == sorted(order)
@@ -466,7 +479,7 @@ def test_whatever_comes_from_data_is_text(written):
     assert any(name.startswith("red\ufffd\ufffd[31m\ufffddot") for name in names)
     assert all(card.find("h4").get("dir") == "auto" for card in cards(page, "3"))
     text = path.read_text(encoding="utf-8")
-    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", re.sub(r'data-from="[^"]*"', "", text))
+    assert not re.search(CONTROLS, text)
     assert shown(page, ".//section[@aria-labelledby='results-3']/p[@class='counts']/data")[0] == "ev<il"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ccr_lightning.pages import without_controls
 from ccr_lightning.report.reading import Scored
 
 Place = str | int
@@ -37,7 +38,7 @@ def data(value: Any, text: str, origin: str) -> Markup:
         <data value="0.8234" data-from="1 results.json#/mean_recall">82.3</data>
     """
     exact = value if isinstance(value, str) else json.dumps(value)
-    return Markup('<data value="{}" data-from="{}">{}</data>').format(exact, origin, text)
+    return Markup('<data value="{}" data-from="{}">{}</data>').format(*map(without_controls, (exact, origin, text)))
 
 
 class Numbers:

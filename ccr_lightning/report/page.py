@@ -14,7 +14,7 @@ from ccr_lightning._version import __version__
 from ccr_lightning.evaluation.comparison import columns_of, incomplete, read_results, rows_of
 from ccr_lightning.evaluation.scores import CUTOFFS, DIRECTIONS, PIVOT, RECALLS
 from ccr_lightning.files import atomic_write
-from ccr_lightning.pages import CONTENT_POLICY, LANGUAGE_NAMES, STYLE, refuse_to_replace, shortened
+from ccr_lightning.pages import CONTENT_POLICY, LANGUAGE_NAMES, STYLE, refuse_to_replace, shortened, without_controls
 from ccr_lightning.report import figures, numbers, spread
 from ccr_lightning.report.drawing import Figure, png, svg
 from ccr_lightning.report.instances import Instance, bar, instances_of, most_inconsistent
@@ -176,7 +176,7 @@ def _section(scored: Scored, find_records: FindRecords, is_first_of_run: bool) -
 
 def _config(folder: Path) -> Markup | None:
     text = read_config(folder)
-    return None if text is None else escape(_printed(text))
+    return None if text is None else escape(without_controls(text))
 
 
 def _consistency(scored: Scored, find_records: FindRecords) -> Consistency:
@@ -273,14 +273,9 @@ def _template() -> Template:
 
 
 def _svg(figure: Figure, number: int, prefix: str, label: str) -> Markup:
-    return Markup(svg(figure._replace(name=f"{prefix}-{figure.name}"), number, _printed(label)))
-
-
-def _printed(text: str) -> str:
-    """Without characters that a browser would act upon or drop."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)
+    return Markup(svg(figure._replace(name=f"{prefix}-{figure.name}"), number, without_controls(label)))
 
 
 def _clean(value: Any) -> Any:
     """A text as it is fit for a page; markup is the page's own."""
-    return shortened(_printed(value)) if type(value) is str else value
+    return shortened(without_controls(value)) if type(value) is str else value

@@ -26,6 +26,7 @@ from ccr_lightning.cli import report as command
 from ccr_lightning.cli.main import main
 from ccr_lightning.data.images import decode_image
 from ccr_lightning.report import figures, requirements
+from ccr_lightning.report.drawing import png, svg
 from ccr_lightning.report.reading import Curve
 from ccr_lightning.report.spread import Bin, Spread
 
@@ -383,6 +384,15 @@ def test_points_of_the_scatter_are_the_ranks(axes):
     assert axes.get_xscale() == axes.get_yscale() == "log"
 
 
+def test_panels_of_many_ranks_are_small():
+    generator = np.random.default_rng(0)
+    ranks = np.round(np.exp(generator.uniform(0, np.log(5000), (2, 5000, 2))))
+    figure = figures.scatter(Spread(["en", "de"], np.arange(5000), ranks, ranks.var(2).mean(0)), "en")
+    drawn = svg(figure, 0, "ranks")
+    assert 300 < drawn.count("<use") < len(drawn) / 40
+    assert len(drawn) < 80_000
+
+
 def test_bars_of_the_variance_and_curves_are_what_they_are_of(axes):
     figures.variance_bars([Bin(None, 0.0, 3), Bin(0.1, 0.3, 1)]).panels[0].draw(axes)
     assert [bar.get_height() for bar in axes.patches] == [75, 25]
@@ -404,6 +414,13 @@ def test_dots_of_runs_have_their_intervals(axes):
     figure.panels[0].draw(axes)
     assert [list(line.get_xdata()) for line in axes.lines] == [[40, 60], [50], [25, 25], [25]]
     assert [len(text.get_text()) for text in axes.get_yticklabels()] == [28, 1]
+
+
+def test_the_same_scored_twice_is_told_apart(run, make, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again" / "later")
+    page, _ = make(run / "results.json", Path(again) / "results.json")
+    assert shown(page, ".//h2") == ["Side by side", "tiny in tiny", "tiny in later"]
+    assert len(page.findall(".//table[@class='main']/tbody/tr")) == 1
 
 
 # ---- images
@@ -484,8 +501,6 @@ def test_whatever_comes_from_data_is_text(written):
 
 
 def test_languages_that_mean_harm_are_text_in_figures(axes):
-    from ccr_lightning.report.drawing import png, svg
-
     figure = figures.heat_map([EVIL, "run-0.123456 #ffffff"], {EVIL: {"run-0.123456 #ffffff": 1.0}})
     drawn = svg(figure, 0, EVIL)
     parser = Parser()

@@ -96,7 +96,7 @@ def _whisker(axes: Axes, ends: Sequence[float], place: float) -> None:
 
 def heat_map(languages: Sequence[str], pairs: Mapping[str, Mapping[str, float]]) -> Figure:
     """MRV of each two languages."""
-    size = max(COLUMN, 0.6 + 0.2 * len(languages))
+    size = max(COLUMN, 0.2 + 0.2 * len(languages))
     draw = partial(_draw_heat, languages=languages, pairs=pairs)
     return Figure("agreement", [Panel("MRV of each two languages", draw)], size, size - 0.1)
 

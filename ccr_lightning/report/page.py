@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ccr_lightning._version import __version__
-from ccr_lightning.evaluation.comparison import columns_of, incomplete, read_results, rows_of
-from ccr_lightning.evaluation.scores import CUTOFFS, DIRECTIONS, PIVOT, RECALLS
+from ccr_lightning.evaluation.comparison import columns_of, read_results, rows_of
+from ccr_lightning.evaluation.scores import DIRECTIONS, RECALLS
 from ccr_lightning.files import atomic_write
-from ccr_lightning.pages import CONTENT_POLICY, LANGUAGE_NAMES, STYLE, refuse_to_replace, shortened, without_controls
-from ccr_lightning.report import figures, numbers, spread
+from ccr_lightning.pages import (
+    CONTENT_POLICY,
+    LANGUAGE_NAMES,
+    STYLE,
+    refuse_to_replace,
+    shortened,
+    without_controls,
+)
+from ccr_lightning.report import figures, numbers
 from ccr_lightning.report.drawing import Figure, png, svg
-from ccr_lightning.report.instances import Instance, bar, instances_of, most_inconsistent
-from ccr_lightning.report.reading import Curve, Scored, read_config, read_curves, read_scored
-from ccr_lightning.report.records import Records
+from ccr_lightning.report.instances import bar
+from ccr_lightning.report.reading import read_scored
+from ccr_lightning.report.sections import FindRecords, Section, compared, section_of
 
-FindRecords = Callable[[Path, Mapping[str, Any], Sequence[str]], Records]
-
-_ROWS = 20  # of a table of what was logged
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -32,60 +36,6 @@ class Written(NamedTuple):
 
     path: Path
     bytes: int
-
-
-class Consistency(NamedTuple):
-    """What the ranks of a run say, language against language."""
-
-    spread: spread.Spread
-    first: str  # the language that the others are compared with
-    bins: list[spread.Bin]
-    half: int  # images that make half of MRV
-    pairs: list[spread.Pair]
-    instances: list[Instance]
-    remark: str  # on pictures and captions
-
-
-class Training(NamedTuple):
-    """What was logged in training."""
-
-    figures: list[Figure]
-    tables: list[tuple[str, list[str], list[tuple[int, dict[str, float]]]]]  # title, names, step to values
-    left_out: bool  # whether the tables lack some steps
-
-
-class Section(NamedTuple):
-    """What the page says of one results document."""
-
-    scored: Scored
-    numbers: numbers.Numbers
-    recall: Figure
-    heat_map: Figure | None
-    scatter: Figure | None
-    variance: Figure | None
-    consistency: Consistency | None
-    training: Training | None
-    config: Markup | None
-
-    @property
-    def worst_shown(self) -> int:
-        """The largest rank of the images that are shown."""
-        assert self.consistency is not None
-        rows = [row for of in self.consistency.instances for row in of.languages]
-        return max(rank for row in rows for rank in (row.rank, *(caption.rank for caption in row.captions)))
-
-    @property
-    def figures(self) -> list[Figure]:
-        """All figures, in order."""
-        maybe = (self.recall, self.heat_map, self.scatter, self.variance)
-        return [*filter(None, maybe), *(self.training.figures if self.training else ())]
-
-
-class Compared(NamedTuple):
-    """Results on the same data."""
-
-    figure: Figure
-    sections: list[Section]
 
 
 def write_report(
@@ -103,25 +53,23 @@ def write_report(
         The files, the page first.
 
     Raises:
-        CCRError: Nothing can be reported, something is damaged, a library is missing, or a file cannot be written.
+        CCRError: Nothing can be reported, something is damaged, or a file cannot be written.
     """
     refuse_to_replace(path, "the report")
     results = read_results(runs)
     scored = read_scored(results)
     rows = rows_of(results)
-    sections, folders = [], set()
-    for of in scored:
-        try:
-            sections.append(_section(of, find_records, of.path.parent not in folders))
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise incomplete(of.path, error) from error
-        folders.add(of.path.parent)
-    compared = _compared(sections)
+    folders = [of.path.parent for of in scored]
+    sections = [
+        section_of(of, find_records, is_first_of_run=of.path.parent not in folders[:place])
+        for place, of in enumerate(scored)
+    ]
+    groups = compared(sections)
     page = _template().render(
         sections=sections,
         rows=rows,
         columns=columns_of(rows),
-        compared=compared,
+        compared=groups,
         policy=CONTENT_POLICY,
         style=STYLE,
         own_style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -129,7 +77,7 @@ def write_report(
     )
     written = [_write(path, page.encode(errors="replace"), "the report")]
     if png_folder is not None:
-        for figure, prefix in [*((of.figure, "") for of in compared), *_named(sections)]:
+        for figure, prefix in [*((of.figure, "") for of in groups), *_named(sections)]:
             file = png_folder / f"{prefix}{figure.name}.png"
             written.append(_write(file, png(figure), "the figure"))
     return written
@@ -153,96 +101,6 @@ def _write(path: Path, content: bytes, what: str) -> Written:
     return Written(path, len(content))
 
 
-def _section(scored: Scored, find_records: FindRecords, is_first_of_run: bool) -> Section:
-    document = scored.document
-    mrv = document["mrv"]
-    is_defined = mrv["mean"] is not None
-    consistency = None
-    if is_defined and scored.ranks is not None:
-        consistency = _consistency(scored, find_records)
-    pairs = mrv.get("pairs")
-    return Section(
-        scored,
-        numbers.Numbers(scored),
-        figures.recall_bars(document),
-        figures.heat_map(mrv["languages"], pairs) if is_defined and pairs else None,
-        figures.scatter(consistency.spread, consistency.first) if consistency else None,
-        figures.variance_bars(consistency.bins) if consistency else None,
-        consistency,
-        _training(read_curves(scored.path.parent)) if is_first_of_run else None,
-        _config(scored.path.parent) if is_first_of_run else None,
-    )
-
-
-def _config(folder: Path) -> Markup | None:
-    text = read_config(folder)
-    return None if text is None else escape(without_controls(text))
-
-
-def _consistency(scored: Scored, find_records: FindRecords) -> Consistency:
-    assert scored.ranks is not None
-    languages = scored.document["mrv"]["languages"]
-    found = spread.spread_of(scored.ranks, languages)
-    first = PIVOT if PIVOT in languages else languages[0]
-    chosen = most_inconsistent(scored.ranks, found)
-    records = Records({}, "")
-    if chosen:
-        records = find_records(scored.path.parent, scored.document, [name for name, _ in chosen])
-    return Consistency(
-        found,
-        first,
-        spread.histogram(found.variance),
-        spread.images_of_half(found.variance),
-        spread.pairs_with(found, first),
-        instances_of(chosen, scored.ranks, languages, records.by_name),
-        records.remark,
-    )
-
-
-def _training(curves: Sequence[Curve]) -> Training | None:
-    drawn = figures.curve_figures(curves)
-    if not drawn:
-        return None
-    tables, left_out = [], False
-    for title, prefix in (("losses", "train/"), ("validation", "val/")):
-        chosen = [curve for curve in curves if curve.name in figures.CURVE_NAMES and curve.name.startswith(prefix)]
-        if not chosen:
-            continue
-        steps = sorted({step for curve in chosen for step in curve.steps})
-        kept = {steps[round(place * (len(steps) - 1) / (_ROWS - 1))] for place in range(_ROWS)}
-        left_out |= len(kept) < len(steps)
-        by_step: dict[int, dict[str, float]] = {step: {} for step in sorted(kept)}
-        for curve in chosen:
-            for step, value in zip(curve.steps, curve.values, strict=True):
-                if step in by_step:
-                    by_step[step][curve.name] = value
-        tables.append((title, [curve.name for curve in chosen], list(by_step.items())))
-    return Training(drawn, tables, left_out)
-
-
-def _compared(sections: Sequence[Section]) -> list[Compared]:
-    """What was scored on the same data, as far as it is more than one."""
-    by_data: dict[str, list[Section]] = {}
-    for section in sections:
-        by_data.setdefault(section.scored.document["data"]["sha256"], []).append(section)
-    compared = []
-    for group in by_data.values():
-        if len(group) > 1:
-            scored = [section.scored for section in group]
-            recalls = {direction: [_recall_at_1(of, direction) for of in scored] for direction in DIRECTIONS}
-            mrvs = [(of.name, of.document["mrv"]) for of in scored if of.document["mrv"]["mean"] is not None]
-            drawn = figures.runs_compared(
-                recalls, [figures.Estimate(name, of["mean"], of["interval"]) for name, of in mrvs]
-            )
-            compared.append(Compared(drawn._replace(name=f"runs-{scored[0].key}"), group))
-    return compared
-
-
-def _recall_at_1(scored: Scored, direction: str) -> figures.Estimate:
-    of = scored.document["mean_recalls"][direction]
-    return figures.Estimate(scored.name, of["recall@1"], of["intervals"]["recall@1"])
-
-
 def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -257,7 +115,6 @@ def _template() -> Template:
         column=figures.COLUMN,
         bar=bar,
         data=numbers.data,
-        percent=numbers.percent,
         plain=numbers.plain,
         count=numbers.count,
         bin_name=figures.bin_name,
@@ -265,7 +122,6 @@ def _template() -> Template:
         direction_names=figures.DIRECTION_NAMES,
         recalls=RECALLS,
         cutoff_names=figures.CUTOFF_NAMES,
-        cutoffs=CUTOFFS,
         curve_names=figures.CURVE_NAMES,
         language_names=LANGUAGE_NAMES,
     )

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.evaluation.comparison import Result, names_of
+from ccr_lightning.evaluation.comparison import Result, incomplete, names_of
 from ccr_lightning.evaluation.query_ranks import RanksFile, read_query_ranks
 from ccr_lightning.files import sha256_of
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
+
+_NEEDED = (
+    *("dataset", "split", "left_out", "ranking", "protocol", "checkpoint", "seed", "source", "data", "model", "ran_on"),
+    *("versions", "languages", "language_means", "mean_recalls", "mean_recall", "mean_recall_interval"),
+    *("worst_language", "mrv", "mrsd", "rank1_agreement", "folds"),
+)
 
 
 class Scored(NamedTuple):
     """A results document with the ranks that its numbers are of."""
 
     key: str  # what it is called in the page's own references
-    name: str  # of the run, as in ``ccr results``
+    name: str  # of the run, as in ``ccr results``, unless that says nothing
     path: Path
     document: Mapping[str, Any]
     ranks: RanksFile | None
@@ -36,33 +42,45 @@ class Curve(NamedTuple):
 
 
 def read_scored(results: Sequence[Result]) -> list[Scored]:
-    """Read what belongs to results files.
+    """Read what belongs to results files, and check that these have all that a report shows.
 
     Args:
         results: What ``read_results`` returns.
 
     Raises:
-        CCRError: Ranks are damaged, or those of another test.
+        CCRError: Results lack something, or ranks are damaged or those of another test.
     """
-    names = names_of(results)
+    for path, document in results:
+        if missing := [name for name in _NEEDED if name not in document]:
+            raise incomplete(path, KeyError(missing[0]))
+    names = _distinct(names_of(results), results)
     return [
         Scored(str(number), name, path, document, *_ranks(path, document))
         for number, (name, (path, document)) in enumerate(zip(names, results, strict=True), 1)
     ]
 
 
+def _distinct(names: Sequence[str], results: Sequence[Result]) -> list[str]:
+    """The names, with the folder where the same was scored on the same data twice."""
+    told = [(name, document["dataset"]) for name, (_, document) in zip(names, results, strict=True)]
+    return [
+        name if told.count(of) == 1 else f"{name} in {path.parent.name}"
+        for name, of, (path, _) in zip(names, told, results, strict=True)
+    ]
+
+
 def _ranks(path: Path, document: Mapping[str, Any]) -> tuple[RanksFile | None, str]:
     named = document.get("ranks")
-    if named is None:
+    if not isinstance(named, dict):
         return None, "These results are of a version of this package that did not keep ranks: run ccr test again."
-    file = path.parent / Path(named["file"]).name
+    file = path.parent / Path(str(named.get("file"))).name
     if not file.is_file():
         return None, f"The ranks of these results, {file.name}, are not beside them: run ccr test again."
     try:
         sha256 = sha256_of(file)
     except OSError as error:
         raise CCRError(f"{file}: cannot be read ({error.strerror}); run ccr test again.") from error
-    if sha256 != named["sha256"]:
+    if sha256 != named.get("sha256"):
         raise CCRError(f"{file}: these are not the ranks that {path.name} was made of; run ccr test again.")
     return read_query_ranks(file), ""
 

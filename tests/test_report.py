@@ -25,8 +25,10 @@ from published_layouts import WRITERS, in_languages
 from ccr_lightning.cli import report as command
 from ccr_lightning.cli.main import main
 from ccr_lightning.data.images import decode_image
+from ccr_lightning.evaluation.query_ranks import QueryRanks, RanksFile
 from ccr_lightning.report import figures, requirements
 from ccr_lightning.report.drawing import png, svg
+from ccr_lightning.report.instances import instances_of
 from ccr_lightning.report.reading import Curve
 from ccr_lightning.report.spread import Bin, Spread
 
@@ -464,6 +466,23 @@ def test_the_most_inconsistent_images_are_shown_with_their_captions(written):
         assert picture.shape == original.shape
         assert np.abs(picture - original).mean() < 6
     assert shown(page, ".//section[@aria-labelledby='results-1']//p[@class='remark']") == []
+
+
+def test_languages_of_an_image_are_ordered_by_the_mean_of_both_directions():
+    """English is best from image to text and worst from text to image, where it has two captions."""
+    queries = [
+        QueryRanks("image_to_text", language, np.array([1]), None, np.array([rank]))
+        for language, rank in (("en", 1), ("de", 2), ("ja", 3))
+    ]
+    to_image = (("en", [2, 14]), ("de", [1]), ("ja", [1]))
+    queries += [
+        QueryRanks("text_to_image", of, np.array([1] * len(ranks)), np.arange(len(ranks)), np.array(ranks))
+        for of, ranks in to_image
+    ]
+    ranks = RanksFile(["other", "mine"], queries)
+    (found,) = instances_of([("mine", 2.5)], ranks, ["en", "de", "ja"], {})
+    assert [(row.language, row.mean) for row in found.languages] == [("de", 1.5), ("ja", 2), ("en", 4.5)]
+    assert [(caption.number, caption.rank) for caption in found.languages[-1].captions] == [(0, 2), (1, 14)]
 
 
 def test_every_caption_of_an_image_has_its_rank(written):

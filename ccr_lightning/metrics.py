@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
+from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.consistency import Statistic, align_ranks, mean_rank_variance
@@ -232,6 +233,9 @@ class RecallAtK(RetrievalEmbeddings):
     """
 
     higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    plot_legend_name = "Language"
 
     def __init__(
         self,
@@ -258,6 +262,28 @@ class RecallAtK(RetrievalEmbeddings):
         per_language = ranks_by_language(self._seen(), self.direction).values()
         recalls = torch.stack([recall_at_k(language.ranks, self.k) for language in per_language])
         return recalls.mean() if self.average == "macro" else recalls
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
+        """Plots recall@k, or several values of it as steps: of each language with ``average="none"``.
+
+        Args:
+            val: What ``compute`` or ``forward`` returned, or a list of such values; by default that of ``compute`` now.
+            ax: Axes of matplotlib to draw on; by default new ones.
+
+        Returns:
+            The figure, None if ``ax`` was given, and the axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+
+        Example:
+            >>> metric = RecallAtK(k=1, average="none")
+            >>> metric.update(torch.eye(3), torch.eye(3)[:, None].expand(3, 2, 3), torch.arange(3))
+            >>> figure, axes = metric.plot()
+            >>> [text.get_text() for text in axes.get_legend().get_texts()]
+            ['Language 0', 'Language 1']
+        """
+        return self._plot(val, ax)
 
 
 class MeanRankVariance(RetrievalEmbeddings):
@@ -286,6 +312,7 @@ class MeanRankVariance(RetrievalEmbeddings):
     """
 
     higher_is_better = False
+    plot_lower_bound = 0.0
 
     def __init__(
         self, direction: Direction = "text_to_image", statistic: Statistic = "variance", **kwargs: Any
@@ -316,6 +343,26 @@ class MeanRankVariance(RetrievalEmbeddings):
         )
         self._left_out = len(seen.image_ids) - len(image_ids)
         return mean_rank_variance(ranks, self.statistic)
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
+        """Plots MRV, or several values of it as steps.
+
+        Args:
+            val: What ``compute`` or ``forward`` returned, or a list of such values; by default that of ``compute`` now.
+            ax: Axes of matplotlib to draw on; by default new ones.
+
+        Returns:
+            The figure, None if ``ax`` was given, and the axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+
+        Example:
+            >>> figure, axes = MeanRankVariance().plot([torch.tensor(2.5), torch.tensor(1.5)])
+            >>> axes.get_xlabel(), axes.lines[0].get_ydata().tolist()
+            ('Step', [2.5, 1.5])
+        """
+        return self._plot(val, ax)
 
 
 def _first_of_each(keys: Tensor, embeds: Tensor, what: str) -> Tensor:

@@ -200,6 +200,7 @@ def test_fit_fills_the_folder_of_the_run(fitted):
         "checkpoints/last.ckpt",
         "config.yaml",
         "metrics.csv",
+        "ranks.csv",
         "results.json",
     ]
     best, last = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
@@ -291,12 +292,31 @@ def test_changes_to_the_configuration_of_a_run(at_home, ccr, tmp_path):
     assert list(results["languages"]) == ["ja", "en"]
 
 
+def check_ranks(run, embeds, tensors):
+    """The ranks beside the results are those of plain numpy, and the document names their file."""
+    content = (run / "ranks.csv").read_bytes()
+    named = json.loads((run / "results.json").read_text())["ranks"]
+    assert named == {"file": "ranks.csv", "sha256": hashlib.sha256(content).hexdigest()}
+    lines = list(csv.reader(content.decode().splitlines()))
+    assert lines[0] == ["direction", "language", "image", "caption", "rank"]
+    expected = []
+    for direction in ("image_to_text", "text_to_image"):
+        for k, language in enumerate(LANGUAGES):
+            similarity = embeds["text"][(tensors["text_languages"] == k).numpy()] @ embeds["image"].T
+            similarity = similarity.T if direction == "image_to_text" else similarity
+            caption = "" if direction == "image_to_text" else "0"
+            for number, row in enumerate(similarity):
+                expected.append([direction, language, str(22 + number), caption, str((row >= row[number]).sum())])
+    assert lines[1:] == expected
+
+
 def test_validate(at_home, ccr):
     status, output, errors = ccr("validate", "--ckpt_path=runs/drawn")
     assert (status, errors) == (0, "")
     assert "jsonl, val (dual encoder)" in output
     document = json.loads((at_home / "results-val.json").read_text())
     check_document(document, "val", 6, at_home / "checkpoints" / "best.ckpt")
+    assert document["ranks"]["file"] == "ranks-val.csv"
     best = torch.load(at_home / "checkpoints" / "best.ckpt", weights_only=True)
     (state,) = [state for state in best["callbacks"].values() if state.get("monitor") == "val/mean_recall"]
     assert state["best_model_score"].item() == pytest.approx(document["mean_recall"], rel=1e-6)
@@ -316,6 +336,18 @@ def test_rerank(at_home, ccr):
             for k in (5, 10):
                 assert scores[direction][f"recall@{k}"] == dual["languages"][language][direction][f"recall@{k}"]
     assert json.loads((at_home / "results.json").read_text()) == dual
+    check_recalls(at_home, document)
+
+
+def check_recalls(run, document):
+    """Recalls from the ranks beside the results alone are those of the results."""
+    with (run / document["ranks"]["file"]).open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for language, scores in document["languages"].items():
+        for direction, of in scores.items():
+            ranks = [int(x["rank"]) for x in lines if (x["direction"], x["language"]) == (direction, language)]
+            for k in (1, 5, 10):
+                assert sum(rank <= k for rank in ranks) / len(ranks) == of[f"recall@{k}"]
 
 
 def test_a_run_that_has_moved(at_home, ccr, tmp_path, monkeypatch):
@@ -380,6 +412,8 @@ def test_predict(at_home, ccr, jsonl):
     for embeds in (tensors["image_embeds"], tensors["text_embeds"]):
         torch.testing.assert_close(embeds.norm(dim=1), torch.ones(len(embeds)))
     assert tensors["image_ids"].tolist() == list(range(8))
+
+    check_ranks(at_home, {kind: tensors[f"{kind}_embeds"].double().numpy() for kind in ("image", "text")}, tensors)
 
     # recall@1 from the file alone is that of results.json
     document = json.loads((at_home / "results.json").read_text())

@@ -194,7 +194,7 @@ def test_what_cannot_be_shown(runs, tmp_path, capsys):
         ([tmp_path / "nowhere"], "nowhere: there is no such run or file; check the path."),
         ([old], "are of another version of this package; run ccr test again."),
         ([broken], "cannot be read as results"),
-        ([partial], "something is missing in these results ('dataset'); run ccr test again."),
+        ([partial], "something is missing in these results ('ranking'); run ccr test again."),
         ([runs[0], again], "differ in Multi30K en of mine; name one of them."),
         ([runs[0], "--format", "excel"], "invalid choice: 'excel'"),
     ):

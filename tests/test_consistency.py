@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.functional.consistency import align_ranks, first_agreement, mean_rank_variance, rank_spread
+from ccr_lightning.functional.consistency import (
+    align_ranks,
+    first_agreement,
+    mean_rank_variance,
+    pairwise_rank_variance,
+    rank_spread,
+)
 from ccr_lightning.functional.ranks import retrieval_ranks
 
 
@@ -38,6 +44,19 @@ def test_mean_rank_variance_identities(statistic):
     assert mean_rank_variance(ranks[:, :1], statistic) == 0
     factor = 3 if statistic == "std" else 9
     assert mean_rank_variance(3 * ranks, statistic).item() == pytest.approx(factor * found.item(), rel=1e-14)
+
+
+def test_pairs_of_languages_are_those_of_loops_and_make_up_the_whole():
+    rows = np.random.default_rng(1).integers(1, 500, (40, 5)).tolist()
+    found = pairwise_rank_variance(torch.tensor(rows))
+    assert found.dtype == torch.float64
+    for one, other in itertools.product(range(5), repeat=2):
+        expected = sum(statistics.pvariance([row[one], row[other]]) for row in rows) / len(rows)
+        assert found[one, other].item() == pytest.approx(expected, rel=1e-14)
+    whole = statistics.mean(statistics.pvariance(row) for row in rows)
+    assert 4 / 5**2 * sum(found[i, j].item() for i in range(5) for j in range(i)) == pytest.approx(whole, rel=1e-13)
+    with pytest.raises(CCRError, match="at least one instance"):
+        pairwise_rank_variance(torch.ones(3))
 
 
 def test_identical_texts_have_no_rank_variance():

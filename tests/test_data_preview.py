@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from ccr_lightning.cli.data_preview import run
-from ccr_lightning.data import preview
+from ccr_lightning.data import preview, thumbnails
 from ccr_lightning.data.faults import RecordFault
-from ccr_lightning.data.preview import LANGUAGE_NAMES, MAX_CHARACTERS, MAX_FAULTS, write_preview
+from ccr_lightning.data.preview import MAX_FAULTS, write_preview
 from ccr_lightning.data.sources import openmoji, xm3600
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
+from ccr_lightning.pages import DARK, LANGUAGE_NAMES, LIGHT, MAX_CHARACTERS
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 EVIL = """<script>alert("1")</script>'"--><b>&amp;"""
@@ -344,7 +345,7 @@ def test_few_of_many_records_are_in_memory_and_only_the_shown_images_are_decoded
         raise RecordFault("no")
 
     monkeypatch.setattr(Tracked, "__hash__", object.__hash__)
-    monkeypatch.setattr(preview, "open_image", open_image)
+    monkeypatch.setattr(thumbnails, "open_image", open_image)
     [shown] = write_preview(Records(train=stream()), tmp_path / "page.html", ["train"], count=24)
     assert shown == ("train", 10_000, 24, 24, 5_000, None)
     assert len(opened) == 24
@@ -441,12 +442,12 @@ def luminance(colour):
     return np.dot(linear, [0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_texts_stand_out_from_what_is_behind_them(mode):
-    light, dark = re.findall(r":root \{(.*?)\}", preview._STYLE, re.DOTALL)
-    colours = dict(re.findall(r"--([\w-]+): (#\w{6});", light if mode == "light" else dark))
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+def test_texts_stand_out_from_what_is_behind_them(colours):
+    assert all(f"--{name}: {colour};" in preview._STYLE for name, colour in colours.items())
     pairs = [("text", "page"), ("text", "card"), ("muted", "page"), ("muted", "card"), ("link", "page")]
     pairs += [("warn", "page"), ("warn", "card"), ("code", "code-back"), ("warn", "warn-back"), ("fault", "fault-back")]
+    pairs += [("text", "heat"), *((f"series-{number}", "card") for number in range(1, 5))]
     for front, back in pairs:
         low, high = sorted((luminance(colours[front]), luminance(colours[back])))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back)  # WCAG 2, level AA

@@ -191,6 +191,7 @@ def numpy_scores(images, captions):
             "instances": len(common),
             "left_out": len(all_of_them) - len(common),
         }
+    result["mrv"]["pairs"] = {"en": {"ja": result["mrv"]["mean"]}}  # there are two languages only
     parts = np.split(np.arange(len(images)), FOLDS)
     of_folds = np.mean(
         [
@@ -267,7 +268,8 @@ def embeddings_of(metric, images, captions, own):
 def evaluated(own):
     embeddings = embeddings_of(RetrievalEmbeddings(), *ragged(), own).compute()
     share = Share(distributed.rank(), distributed.world_size(), distributed.total)
-    return evaluate(embeddings, NAMES, protocol=PROTOCOL, share=share)
+    results, ranks = evaluate(embeddings, NAMES, protocol=PROTOCOL, share=share)
+    return results, [[array if isinstance(array, str | None) else array.tolist() for array in of] for of in ranks]
 
 
 def evaluated_on_rank(rank, world_size):
@@ -282,9 +284,18 @@ def test_every_number_is_that_of_the_loops():
     assert 0 < expected["rank1_agreement"]["mean"] < 1
     assert 0 < expected["mean_recall"] < 1
     assert any(of[d]["tied_queries"] for of in expected["languages"].values() for d in DIRECTIONS)
-    found = evaluated(lambda number: True)
+    found, ranks = evaluated(lambda number: True)
     assert json.loads(json.dumps(found)) == found  # Python numbers throughout
     assert_same(found, expected)
+    everyone = set(range(len(images)))
+    keys = [(direction, k) for direction in DIRECTIONS for k in sorted({k for _, k, _ in captions})]
+    assert [(direction, NAMES.index(language)) for direction, language, *_ in ranks] == keys
+    for (direction, k), (_, _, of_images, numbers, places) in zip(keys, ranks, strict=True):
+        of, _ = found_of(images, captions, direction, k, everyone)
+        assert list(zip(of_images, places, strict=True)) == [(i, rank) for i in sorted(of) for rank, *_ in of[i]]
+        described = sorted(of_images if direction == "image_to_text" else ((i, n) for i, at, n in captions if at == k))
+        queries = of_images if numbers is None else list(zip(of_images, numbers, strict=True))
+        assert queries == described
 
 
 @pytest.mark.ddp
@@ -304,7 +315,7 @@ def without_ties(seed):
     ids, text_ids = torch.arange(30), torch.arange(30).repeat_interleave(3)
     zeros = torch.zeros(90, dtype=torch.int64)
     embeddings = Embeddings(image_embeds, ids, text_embeds, text_ids, zeros, torch.arange(3).repeat(30))
-    of = evaluate(embeddings, ["en"], protocol=EvaluationProtocol(resamples=0))["languages"]["en"]
+    of = evaluate(embeddings, ["en"], protocol=EvaluationProtocol(resamples=0)).results["languages"]["en"]
     return image_embeds, ids, text_embeds, text_ids, of
 
 
@@ -343,7 +354,7 @@ def test_a_collapsed_model_gets_nothing_for_its_consistency():
         torch.ones(12, 4), ids, torch.ones(24, 4), ids.repeat(2), ids.new_zeros(24).index_fill(0, ids + 12, 1),
         ids.new_zeros(24),
     )  # fmt: skip
-    results = evaluate(embeddings, ["en", "de"])
+    results = evaluate(embeddings, ["en", "de"]).results
     assert results["mean_recall"] == 0
     assert results["rank1_agreement"]["mean"] == 0
     assert results["mrv"]["mean"] == 0  # which is why MRV never stands alone
@@ -353,7 +364,8 @@ def test_a_collapsed_model_gets_nothing_for_its_consistency():
 def test_without_english_and_without_resamples():
     images, captions = ragged()
     metric = embeddings_of(RetrievalEmbeddings(), images, captions, lambda number: True)
-    results = evaluate(metric.compute(), ["de", "fr", "ja"], protocol=EvaluationProtocol(resamples=0), parallel=False)
+    protocol = EvaluationProtocol(resamples=0)
+    results = evaluate(metric.compute(), ["de", "fr", "ja"], protocol=protocol, parallel=False).results
     languages_of = {image: {k for of, k, _ in captions if of == image} for image, _, _ in captions}
     lacking = sum(len(languages) < 3 for languages in languages_of.values())
     assert results["gap_to_english"] is results["mean_recall_interval"] is results["folds"] is None

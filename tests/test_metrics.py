@@ -387,7 +387,7 @@ from ccr_lightning import MeanRankVariance, RecallAtK, mean_rank_variance
 import ccr_lightning.evaluation.results
 document = ccr_lightning.evaluation.results.results_document(
     {}, dataset="d", split="test", protocol=ccr_lightning.evaluation.protocol.EvaluationProtocol(), checkpoint=None,
-    seed=0, left_out={}, made_of={}
+    seed=0, left_out={}, made_of={}, ranks=None
 )
 assert document["versions"]["lightning"] and document["versions"]["timm"], document
 new = set(sys.modules) - before
@@ -509,3 +509,48 @@ def test_every_device_says_what_is_wrong(ranks):
     for result in ranks:
         assert "no images have been added" in result["nothing"]
         assert "text_embeds had 2 languages in one update and 3 in another" in result["counts"]
+
+
+def planted(metric):
+    """Ranks 1, 1, 1 in the first language and 1, 3, 3 in the second."""
+    images = torch.eye(3)
+    metric.update(images, torch.stack([images, images[[0, 2, 1]]], 1), torch.tensor([4, 5, 6]))
+    return metric
+
+
+@pytest.fixture
+def axes():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots()
+    yield axes
+    pyplot.close(figure)
+
+
+def heights(axes):
+    return [line.get_ydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+
+
+def test_recall_is_plotted_for_each_language(axes):
+    figure, drawn = planted(RecallAtK(k=1, average="none")).plot(ax=axes)
+    assert figure is None
+    assert drawn is axes
+    assert heights(axes) == [[1.0], [pytest.approx(1 / 3)]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Language 0", "Language 1"]
+    assert axes.get_ylim()[0] <= 0 < 1 <= axes.get_ylim()[1]
+    assert axes.get_ylabel() == "RecallAtK"
+
+
+def test_rank_variance_is_plotted_as_it_is(axes):
+    planted(MeanRankVariance()).plot(ax=axes)
+    assert heights(axes) == [[pytest.approx(2 / 3)]]
+    assert axes.get_ylim()[0] <= 0
+
+
+def test_values_of_several_epochs_are_plotted_as_steps(axes):
+    values = [torch.tensor(0.25), torch.tensor(0.5), torch.tensor(0.75)]
+    RecallAtK().plot(values, ax=axes)
+    assert heights(axes) == [[0.25, 0.5, 0.75]]
+    assert axes.get_xlabel() == "Step"

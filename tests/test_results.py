@@ -36,6 +36,7 @@ LEFT_OUT = {"bad_records": 0, "blank_captions": 2}
 MADE_WITH = {
     "dataset": "demo", "split": "test", "protocol": EvaluationProtocol(rerank_depth=128), "checkpoint": None, "seed": 7,
     "left_out": LEFT_OUT, "made_of": {"data": {"images": 3, "sha256": "abc"}},
+    "ranks": {"file": "ranks.csv", "sha256": "def"},
 }  # fmt: skip
 
 
@@ -103,9 +104,31 @@ def test_mrv_and_mrsd_are_those_of_loops(chosen, names):
         assert found["mean"] == pytest.approx(sum(values) / 2, rel=1e-14)
         assert found["languages"] == names
         assert found["instances"] == expected["image_to_text"][1] == (3 if "fr" not in names else 2)
-        assert set(found) == {*DIRECTIONS, "mean", "interval", "languages", "instances", "left_out"}
+        keys = {*DIRECTIONS, "mean", "interval", "languages", "instances", "left_out"}
+        assert set(found) == (keys | {"pairs"} if key == "mrv" else keys)
         assert found["left_out"] == (0 if "fr" not in names else 1)
     assert results["mrv"]["mean"] != results["mrsd"]["mean"]
+
+
+def test_mrv_of_each_two_languages_is_that_of_loops():
+    """Images that one of the other languages lacks do not count for the pairs either, which make up the whole."""
+    mrv = retrieval_results(ranks(), LANGUAGES)["mrv"]
+    assert {one: list(of) for one, of in mrv["pairs"].items()} == {"cs": ["en", "fr"], "en": ["fr"]}
+    common = {4, 5}
+
+    def of(direction, language, image):
+        return statistics.mean(rank for shown, rank in DATA[direction][LANGUAGES.index(language)] if shown == image)
+
+    for one, others in mrv["pairs"].items():
+        for other, value in others.items():
+            spreads = [
+                statistics.pvariance([of(direction, language, image) for language in (one, other)])
+                for direction in DIRECTIONS
+                for image in common
+            ]
+            assert value == pytest.approx(statistics.mean(spreads), rel=1e-14)
+    total = sum(value for others in mrv["pairs"].values() for value in others.values())
+    assert mrv["mean"] == pytest.approx(4 / 3**2 * total, rel=1e-14)
 
 
 def nowhere_common():
@@ -130,6 +153,7 @@ def test_mrv_that_means_nothing_is_null_and_says_why(given, options, reason, nam
         assert reason in found["reason"]
         assert found["instances"] == 0
         assert found["languages"] == names
+    assert results["mrv"]["pairs"] is None
     assert results["mean_recall"] > 0
 
 
@@ -163,7 +187,15 @@ def test_document(tmp_path):
     assert json.loads(json.dumps(document)) == document  # Python numbers throughout
     assert list(document) == [
         *("format", "dataset", "split", "left_out", "ranking", "protocol", "checkpoint", "seed", "data", "versions"),
-        *("languages", "language_means", "mean_recalls", "mean_recall", "mean_recall_interval", "worst_language"),
+        *(
+            "ranks",
+            "languages",
+            "language_means",
+            "mean_recalls",
+            "mean_recall",
+            "mean_recall_interval",
+            "worst_language",
+        ),
         *("gap_to_english", "mrv", "mrsd", "rank1_agreement", "folds", "text_to_text"),
     ]
     assert {key: document[key] for key in scores} == scores
@@ -254,7 +286,7 @@ def test_table_of_everything(capsys):
     embeds = torch.eye(6)[[0, 0, 2, 3, 4, 5]]  # the first two tie
     texts = Embeddings(embeds, ids, embeds.repeat(2, 1), ids.repeat(2), torch.cat([zeros, zeros + 1]), zeros.repeat(2))
     protocol = EvaluationProtocol(folds=2, text_to_text=True)
-    scores = evaluate(texts, ["en", "de"], protocol=protocol)
+    scores = evaluate(texts, ["en", "de"], protocol=protocol).results
     print_results(results_document(scores, **(MADE_WITH | {"protocol": protocol})))
     text = capsys.readouterr().out
     assert "mean of 2 folds, each a gallery of its own" in text

@@ -252,7 +252,7 @@ def test_reranking_in_bfloat16(data):
     trainer(precision="bf16-mixed").test(module, datamodule=data(), verbose=False)
     assert dtypes == {torch.float32}  # in bfloat16, different scores would tie
     for direction in ("image_to_text", "text_to_image"):
-        dual, new = module.results["mean_recalls"][direction], module.reranked["mean_recalls"][direction]
+        dual, new = (of.results["mean_recalls"][direction] for of in (module.evaluation, module.reranked))
         assert (dual["recall@5"], dual["recall@10"]) == (new["recall@5"], new["recall@10"])
 
 
@@ -480,7 +480,7 @@ def test_results_are_what_loops_over_the_predictions_find(data, tmp_path):
     languages = torch.cat([batch.languages for _, batch in predicted["text"]]).tolist()
     expected = scores_by_loops(images, ids, texts, text_ids, languages, 3)
 
-    found = scored.results
+    found = scored.evaluation.results
     for (direction, k, cutoff), recall in ((key, value) for key, value in expected.items() if len(key) == 3):
         of = found["languages"][captions.languages[k]][direction]
         assert of[f"recall@{cutoff}"] == pytest.approx(recall, abs=1e-12), (direction, k, cutoff)

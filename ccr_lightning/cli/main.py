@@ -28,6 +28,7 @@ commands:
   search      find pictures of an index, by captions in any language or by pictures
   serve       search an index on a local web page, in several languages side by side
   results     show the results of several runs side by side
+  report      write a page on the results of runs: figures, and the images on which languages disagree
   data        check, preview, build, shard and translate captioned images, without a model
 
 start here:
@@ -61,7 +62,7 @@ COMMAND_HELP = {
 usage: ccr fit --config CONFIG [--init_from RUN] [--name NAME] [--resume auto|must|PATH] [settings]
 
 Trains a model and writes everything to runs/NAME/: config.yaml, checkpoints/best.ckpt (chosen on the validation split)
-and last.ckpt, metrics.csv, and, after testing the best checkpoint, results.json.
+and last.ckpt, metrics.csv, and, after testing the best checkpoint, results.json and ranks.csv.
 
 options:
   -c, --config PATH     a configuration; several are merged, later ones win
@@ -83,7 +84,7 @@ examples:
     "validate": f"""\
 usage: ccr validate --ckpt_path PATH [settings]
 
-Scores a checkpoint on the validation split; writes runs/NAME/results-val.json.
+Scores a checkpoint on the validation split; writes runs/NAME/results-val.json and ranks-val.csv.
 
 options:
 {_TRAINED}
@@ -92,7 +93,8 @@ options:
 usage: ccr test --ckpt_path PATH [--config BENCHMARK | --benchmarks BENCHMARK...] [settings]
 
 Scores a checkpoint on the test split: recall@1, 5, 10 per language and direction, MRV and MRSD, with 95 % intervals.
-Prints a table and writes runs/NAME/results.json, and results-reranked.json with --model.protocol.rerank_depth.
+Prints a table and writes runs/NAME/results.json and ranks.csv, the rank of every query; with
+--model.protocol.rerank_depth also results-reranked.json and ranks-reranked.csv. 'ccr report' makes a page of them, and
 docs/evaluation.md defines every number.
 
 options:
@@ -123,6 +125,7 @@ _OTHERS = (
     "data",
     "embed",
     "export",
+    "report",
     "results",
     "search",
     "serve",

@@ -13,7 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ccr_lightning.data.datamodule import CaptionDataModule
-from ccr_lightning.evaluation.results import results_document, weights_sha256, write_results
+from ccr_lightning.evaluation.evaluate import Evaluation
+from ccr_lightning.evaluation.query_ranks import write_query_ranks
+from ccr_lightning.evaluation.results import Ranking, results_document, weights_sha256, write_results
 from ccr_lightning.evaluation.table import print_results
 from ccr_lightning.files import atomic_write
 from ccr_lightning.training.module import RetrievalModule
@@ -43,6 +45,8 @@ def write_scores(
 ) -> None:
     """Writes and prints what the model scored on a split, and what it scored after re-ranking if it did.
 
+    The rank of every query goes to a file beside each document, which names it.
+
     Args:
         folder: That of the run.
         model: It holds the scores.
@@ -64,15 +68,21 @@ def write_scores(
         "seed": model.seed,
         "made_of": {"source": dict(source), **data.made_of(split), **_model(model, weights)},
     }
-    assert model.results is not None
-    documents = {"-val" if split == "val" else "": results_document(model.results, **made_with)}
+    assert model.evaluation is not None
+    scored: list[tuple[str, Ranking, Evaluation]] = [
+        ("-val" if split == "val" else "", "dual_encoder", model.evaluation)
+    ]
     if model.reranked:
-        documents["-reranked"] = results_document(model.reranked, ranking="re-ranked", **made_with)
-    for suffix, document in documents.items():
+        scored.append(("-reranked", "re-ranked", model.reranked))
+    for suffix, ranking, (results, ranks) in scored:
+        of_ranks = folder / f"ranks{suffix}.csv"
+        sha256 = write_query_ranks(of_ranks, ranks, data.image_names(split))
+        named = {"file": of_ranks.name, "sha256": sha256}
+        document = results_document(results, ranking=ranking, ranks=named, **made_with)
         path = folder / f"results{suffix}.json"
         write_results(path, document)
         print_results(document)
-        print(f"written to {path}")
+        print(f"written to {path}; the rank of every query is in {of_ranks}")
 
 
 def _model(model: RetrievalModule, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -14,27 +12,16 @@ from typing import NamedTuple
 
 from ccr_lightning._version import __version__
 from ccr_lightning.data.faults import RecordFault
-from ccr_lightning.data.images import open_image
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.reading import check_split
+from ccr_lightning.data.thumbnails import thumbnail
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
+from ccr_lightning.pages import CONTENT_POLICY, LANGUAGE_NAMES, STYLE, refuse_to_replace, shortened
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
-THUMBNAIL_SIZE = 256  # pixels of the longer side
-MAX_CHARACTERS = 1000  # of a caption or a fault's sentence on the page
 MAX_FAULTS = 5  # of a split and kind on the page; the others are counted
-
-LANGUAGE_NAMES = {  # of the data sets that the package reads; another language is shown by its code alone
-    "ar": "Arabic", "bg": "Bulgarian", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek",
-    "en": "English", "es": "Spanish", "et": "Estonian", "fa": "Persian", "fi": "Finnish", "fil": "Filipino",
-    "fr": "French", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hu": "Hungarian", "id": "Indonesian",
-    "it": "Italian", "ja": "Japanese", "ko": "Korean", "mi": "Māori", "nl": "Dutch", "no": "Norwegian",
-    "pl": "Polish", "pt": "Portuguese", "quz": "Quechua", "ro": "Romanian", "ru": "Russian", "sv": "Swedish",
-    "sw": "Swahili", "te": "Telugu", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese",
-    "zh": "Chinese",
-}  # fmt: skip
 
 
 class SplitPreview(NamedTuple):
@@ -91,7 +78,7 @@ def write_preview(
     """
     if count < 1:
         raise CCRError(f"a preview of {count} images per split shows nothing; give 1 or more.")
-    _refuse_to_replace(Path(path))
+    refuse_to_replace(Path(path), "the preview")
     for split in splits:
         check_split(source.name, split, source.splits)
     sections, previews = [], []
@@ -107,20 +94,6 @@ def write_preview(
     with atomic_write(Path(path), "the preview") as file:
         file.write(page.encode(errors="replace"))  # names of files need not be UTF-8
     return previews
-
-
-def _refuse_to_replace(path: Path) -> None:
-    """A page may be replaced, but nothing else."""
-    begin = b"<!DOCTYPE html>"
-    try:
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            is_page = file.read(len(begin)) == begin
-    except OSError as error:
-        raise CCRError(f"the preview {path} cannot be written ({error.strerror}); choose another name.") from error
-    if not is_page:
-        raise CCRError(f"{path} is there, and no page; choose another name.")
 
 
 @dataclass
@@ -173,32 +146,14 @@ def _read(source: Source, split: str, count: int, seed: int) -> _Content:
     return content
 
 
-def _thumbnail(record: ImageCaptions) -> tuple[str, int, int]:
-    """Return the record's image as a small data URI, its width and its height.
-
-    Raises:
-        RecordFault: It cannot be decoded.
-    """
-    image = open_image(record.image, record.where)
-    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    image.info.clear()  # Pillow would copy the comment of the file
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size
-
-
 def _text(text: str) -> str:
-    """Whatever comes from data, safe between tags and in attributes, and cut where it is very long.
+    """Whatever comes from data, safe between tags and in attributes.
 
     Example:
         >>> _text('<b title="x">')
         '&lt;b title=&quot;x&quot;&gt;'
-        >>> _text("a" * 5000)[998:]
-        'aa… (5,000 characters)'
     """
-    if len(text) > MAX_CHARACTERS:
-        text = f"{text[:MAX_CHARACTERS]}… ({len(text):,} characters)"
-    return html.escape(text)
+    return html.escape(shortened(text))
 
 
 def _number(number: int, noun: str) -> str:
@@ -227,7 +182,7 @@ def _card(record: ImageCaptions, languages: Sequence[str]) -> _Card:
     alt, of_alt = next(first, ("an image without captions", "en"))
     is_undecodable = False
     try:
-        uri, width, height = _thumbnail(record)
+        uri, width, height = thumbnail(record.image, record.where)
         picture = f'<img src="{uri}" width="{width}" height="{height}" lang="{_text(of_alt)}" alt="{_text(alt)}">'
     except RecordFault as fault:
         is_undecodable = True
@@ -324,7 +279,7 @@ def _page(source: Source, previews: Sequence[SplitPreview], sections: Sequence[s
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">
 <title>{_text(source.name)}: images and captions</title>
 <style>
 {_STYLE}</style>
@@ -348,37 +303,16 @@ def _page(source: Source, previews: Sequence[SplitPreview], sections: Sequence[s
 """
 
 
-_STYLE = """\
-:root {
-  color-scheme: light dark;
-  --page: #f5f5f1; --card: #ffffff; --panel: #ecece6; --line: #dddcd4; --text: #1d1e20; --muted: #5a5f66;
-  --link: #2747a8; --code: #28396b; --code-back: #e8ecf7;
-  --warn: #7d4300; --warn-back: #fff1d6; --fault: #8f1717; --fault-back: #fdeaea;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #131417; --card: #1d1f23; --panel: #292c32; --line: #34373e; --text: #e8e8ea; --muted: #a4a9b2;
-    --link: #9db4ff; --code: #c8d5ff; --code-back: #2b3346;
-    --warn: #ffcb82; --warn-back: #382a12; --fault: #ffb3ab; --fault-back: #3c1b1b;
-  }
-}
-* { box-sizing: border-box; margin: 0; padding: 0; }
-body {
-  max-width: 100rem; margin: auto; padding: 2rem clamp(1rem, 4vw, 3rem); background: var(--page); color: var(--text);
-  font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere;
-}
+_STYLE = (
+    STYLE
+    + """\
 ul { list-style: none; }
-a { color: var(--link); }
-h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.01em; }
-h2 { font-size: 1.4rem; line-height: 1.2; }
-h3 { font-size: 1rem; line-height: 1.3; }
 header p, .counts, footer, nav li { color: var(--muted); }
 header p { margin-top: 0.4rem; max-width: 50rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.5rem; margin-top: 0.8rem; }
 section { margin-top: 2rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
 .counts { margin-top: 0.2rem; }
 details { margin-top: 0.6rem; font-size: 0.9rem; }
-summary { width: fit-content; cursor: pointer; }
 .coverage { columns: 18rem; margin-top: 0.5rem; color: var(--muted); }
 .coverage li { break-inside: avoid; padding: 0.1rem 0; }
 .coverage em { color: var(--warn); font-style: normal; }
@@ -409,14 +343,10 @@ dl > div {
 dt { grid-column: 1; grid-row: 1; }
 dd { grid-column: 2; }
 dd + dd { margin-top: 0.35rem; }
-.code {
-  display: inline-block; min-width: 2.1rem; padding: 0 0.35rem; border-radius: 0.3rem; text-align: center;
-  background: var(--code-back); color: var(--code); font: 600 0.8rem/1.4 ui-monospace, Menlo, monospace;
-}
-.name { color: var(--muted); font-size: 0.8rem; }
 .missing {
   justify-self: start; padding: 0 0.5rem; border-radius: 0.3rem;
   background: var(--warn-back); color: var(--warn); font-size: 0.85rem;
 }
 footer { margin-top: 2.5rem; font-size: 0.85rem; }
 """
+)

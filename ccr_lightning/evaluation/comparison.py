@@ -74,22 +74,42 @@ def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]
     """
     rows: dict[str, dict[tuple[str, str], float]] = {}
     places: dict[tuple[str, tuple[str, str]], Path] = {}
-    weights: dict[str, set[str]] = {}
-    for path, document in results:
-        weights.setdefault(_run(path, document), set()).add(_sha256(document))
-    for path, document in results:
+    for name, (path, document) in zip(names_of(results), results, strict=True):
         try:
-            run, columns = _run(path, document), _columns(document)
-            name = run if len(weights[run]) == 1 else f"{run} ({_sha256(document)[:6]})"
-            name += _reranking(document)
+            columns = _columns(document)
         except (KeyError, TypeError, AttributeError) as error:
-            raise CCRError(f"{path}: something is missing in these results ({error}); run ccr test again.") from error
+            raise incomplete(path, error) from error
         for column, value in columns.items():
             other = places.setdefault((name, column), path)
             known = rows.setdefault(name, {}).setdefault(column, value)
             if not math.isclose(known, value, rel_tol=1e-9):  # a mean over other languages beside may round otherwise
                 raise CCRError(f"{other} and {path} differ in {' '.join(column)} of {name}; name one of them.")
     return rows
+
+
+def names_of(results: Sequence[Result]) -> list[str]:
+    """Return the name of each model in a table, see :func:`rows_of`.
+
+    Raises:
+        CCRError: A file lacks something.
+    """
+    weights: dict[str, set[str]] = {}
+    for path, document in results:
+        weights.setdefault(_run(path, document), set()).add(_sha256(document))
+    names = []
+    for path, document in results:
+        run = _run(path, document)
+        try:
+            name = run if len(weights[run]) == 1 else f"{run} ({_sha256(document)[:6]})"
+            names.append(name + _reranking(document))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise incomplete(path, error) from error
+    return names
+
+
+def incomplete(path: Path, error: Exception) -> CCRError:
+    """Return what to say of results that lack something."""
+    return CCRError(f"{path}: something is missing in these results ({error}); run ccr test again.")
 
 
 def _run(path: Path, document: Mapping[str, Any]) -> str:
@@ -145,6 +165,11 @@ def _benchmark(document: Mapping[str, Any]) -> tuple[str, str]:
     return benchmark, benchmark
 
 
+def columns_of(rows: Rows) -> list[tuple[str, str]]:
+    """Return the columns of a table: benchmarks in the paper's order, MRV and MRSD behind what a benchmark has else."""
+    return sorted({column: None for row in rows.values() for column in row}, key=_place)
+
+
 def comparison(rows: Rows, layout: Format) -> str:
     """Lay rows out as a table.
 
@@ -158,7 +183,7 @@ def comparison(rows: Rows, layout: Format) -> str:
         |:--------|---------:|---------:|
         | mine    |     9.94 |    11.70 |
     """
-    columns = sorted({column: None for row in rows.values() for column in row}, key=_place)
+    columns = columns_of(rows)
     header = ["model", *(f"{benchmark} {name}" for benchmark, name in columns)]
     if layout == "csv":
         buffer = io.StringIO()
@@ -176,7 +201,6 @@ def comparison(rows: Rows, layout: Format) -> str:
 
 
 def _place(column: tuple[str, str]) -> tuple[int, str, int]:
-    """Benchmarks in the paper's order, others behind; MRV and MRSD behind what a benchmark has else."""
     benchmark, name = column
     known = benchmark.split()[0]
     order = _ORDER.index(known) if known in _ORDER else len(_ORDER)

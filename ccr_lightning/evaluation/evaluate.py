@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
+from ccr_lightning.evaluation.query_ranks import QueryRanks, query_ranks
 from ccr_lightning.evaluation.scores import retrieval_results
 from ccr_lightning.functional.galleries import ALONE, Embeddings, Share, ranks_between_languages, ranks_by_direction
 
 _DEFAULT = EvaluationProtocol()
+
+
+class Evaluation(NamedTuple):
+    """The numbers of a split, and what they are made of."""
+
+    results: dict[str, Any]  # what ``retrieval_results`` returns
+    ranks: list[QueryRanks]  # of every query, in the whole gallery
 
 
 def evaluate(
@@ -22,7 +30,7 @@ def evaluate(
     protocol: EvaluationProtocol = _DEFAULT,
     parallel: bool = True,
     share: Share = ALONE,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Rank everything by similarity and score it.
 
     Args:
@@ -34,7 +42,7 @@ def evaluate(
         share: Where several processes have the same embeddings, what each of them ranks; all get the same results.
 
     Returns:
-        What ``retrieval_results`` returns.
+        The numbers, and the rank of every query.
 
     Raises:
         CCRError: If there is one image only, if it cannot be split into the folds, or if embeddings are not finite.
@@ -42,20 +50,24 @@ def evaluate(
     Example:
         >>> ids, zeros = torch.arange(4), torch.zeros(4, dtype=torch.int64)
         >>> embeddings = Embeddings(torch.eye(4), ids, torch.eye(4)[[0, 1, 2, 2]], ids, zeros, zeros)
-        >>> results = evaluate(embeddings, ["en"], protocol=EvaluationProtocol(folds=2))
+        >>> results, ranks = evaluate(embeddings, ["en"], protocol=EvaluationProtocol(folds=2))
         >>> of_english = results["languages"]["en"]["text_to_image"]
         >>> of_english["recall@1"], of_english["recall@5"], results["folds"]["count"]
         (0.75, 1.0, 2)
+        >>> [(of.direction, of.ranks.tolist()) for of in ranks]
+        [('image_to_text', [1, 1, 2, 4]), ('text_to_image', [1, 1, 1, 4])]
     """
     whole, *folds = parts(embeddings, protocol.folds)
-    return retrieval_results(
-        ranks_by_direction(whole, with_first=True, share=share),
+    ranks = ranks_by_direction(whole, with_first=True, share=share)
+    results = retrieval_results(
+        ranks,
         languages,
         protocol=protocol,
         parallel=parallel,
         folds=[ranks_by_direction(fold, share=share) for fold in folds],
         between=ranks_between_languages(embeddings) if protocol.text_to_text else None,
     )
+    return Evaluation(results, query_ranks(ranks, embeddings, languages))
 
 
 def parts(embeddings: Embeddings, folds: int) -> list[Embeddings]:

@@ -35,6 +35,7 @@ def results_document(
     checkpoint: Path | None,
     seed: int,
     made_of: Mapping[str, Any],
+    ranks: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """Add to the scores what one needs to know to trust and to repeat them.
 
@@ -49,19 +50,21 @@ def results_document(
         seed: The seed of the run.
         made_of: The ``source``, hashes and settings of the ``data``, the ``model``, the ``tokenizer`` and the
             ``transform``, and what it ran on.
+        ranks: The name of the ``file`` beside the document that has the rank of every query, and its ``sha256``; None
+            if there is none.
 
     Returns:
         ``format``, ``dataset``, ``split``, ``left_out``, ``ranking``, ``protocol`` (without re-ranking for the dual
         encoder, without text-to-text for the other), ``checkpoint`` (its ``path`` and ``sha256``), ``seed``, what
-        ``made_of`` has, ``versions`` (None for a package that is not installed), then the scores.
+        ``made_of`` has, ``versions`` (None for a package that is not installed), ``ranks``, then the scores.
 
     Raises:
         CCRError: If the checkpoint cannot be read.
 
     Example:
-        >>> given = {"dataset": "demo", "split": "test", "protocol": EvaluationProtocol(rerank_depth=16)}
+        >>> given = {"dataset": "demo", "split": "test", "protocol": EvaluationProtocol(rerank_depth=16), "seed": 1}
         >>> left_out = {"bad_records": 0, "blank_captions": 0}
-        >>> document = results_document({}, **given, left_out=left_out, checkpoint=None, seed=1, made_of={})
+        >>> document = results_document({}, **given, left_out=left_out, checkpoint=None, made_of={}, ranks=None)
         >>> document["checkpoint"], document["ranking"], document["protocol"]["rerank_depth"]
         ({'path': None, 'sha256': None}, 'dual_encoder', 0)
     """
@@ -87,6 +90,7 @@ def results_document(
                 for package in ("torch", "lightning", "torchmetrics", "transformers", "timm", "tokenizers")
             },
         },
+        "ranks": None if ranks is None else dict(ranks),
         **scores,
     }
 

@@ -11,7 +11,13 @@ import torch
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.bootstrap import Array, interval, resampled_sums
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
-from ccr_lightning.functional.consistency import Statistic, align_ranks, first_agreement, rank_spread
+from ccr_lightning.functional.consistency import (
+    Statistic,
+    align_ranks,
+    first_agreement,
+    pairwise_rank_variance,
+    rank_spread,
+)
 from ccr_lightning.functional.galleries import Direction, LanguageRanks
 from ccr_lightning.functional.retrieval import recall_at_k
 
@@ -64,6 +70,8 @@ def retrieval_results(
           English;
         - ``mrv``, ``mrsd``, ``rank1_agreement``: by direction and as ``mean``, with ``interval``, ``languages``,
           numbers of ``instances`` (images) and of those ``left_out`` for want of a caption, and maybe ``reason``;
+          of ``mrv`` also its ``pairs``, that of each two languages, once: language to language to the mean of both
+          directions;
         - ``folds``: None, or their ``count``, and means over them: ``languages``, ``language_means``, ``mean_recalls``
           and ``mean_recall``;
         - ``text_to_text``: None, or language of the queries to that of the gallery to recalls, and their ``mean``.
@@ -255,6 +263,7 @@ class _Consistency:
         self.languages = [name for name in names if asked is None or name in asked]
         self.statistics = (*_SPREADS, "rank1_agreement")
         self.per_image = np.full((len(images), len(self.statistics) * len(DIRECTIONS)), np.nan)
+        self._pairs: list[list[list[float]]] = []  # of each direction, by two languages
         self.reason: str | None = None
         chosen = [index for index, name in zip(present, names, strict=True) if name in self.languages]
         described = [torch.unique(ranks["image_to_text"][index].image_ids) for index in chosen]
@@ -282,6 +291,7 @@ class _Consistency:
             raise CCRError("the ranks have no first results, which agreement needs: rank with_first=True.")
         values = [rank_spread(aligned, statistic) for statistic in _SPREADS.values()]
         values.append(first_agreement([one.image_ids for one in of], firsts)[1])
+        self._pairs.append(pairwise_rank_variance(aligned).tolist())
         rows = torch.searchsorted(images, ids).cpu().numpy()
         for number, value in enumerate(values):
             self.per_image[rows, number * len(DIRECTIONS) + place] = value.cpu().numpy()
@@ -298,7 +308,16 @@ class _Consistency:
             result |= dict(zip(DIRECTIONS, values.tolist(), strict=True))
             result |= {"mean": float(values.mean()), "interval": interval(samples[:, columns].mean(1))}
         result |= {"languages": self.languages, "instances": self.instances, "left_out": self.left_out}
+        if statistic == "mrv":
+            result["pairs"] = self._mean_pairs() if self.reason is None else None
         return result if self.reason is None else result | {"instances": 0, "reason": self.reason}
+
+    def _mean_pairs(self) -> dict[str, dict[str, float]]:
+        means = np.mean(self._pairs, 0).tolist()
+        return {
+            one: {other: means[i][j] for j, other in enumerate(self.languages) if j > i}
+            for i, one in enumerate(self.languages[:-1])
+        }
 
 
 def _folds(folds: Sequence[Ranks], languages: Sequence[str]) -> dict[str, Any]:

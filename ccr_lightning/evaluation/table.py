@@ -32,7 +32,7 @@ def results_table(document: Mapping[str, Any]) -> Table:
         >>> ids = torch.arange(2)
         >>> ranks = {0: LanguageRanks(ids, torch.tensor([1, 2]), 2, torch.zeros(2), ids)}
         >>> scores = retrieval_results({"image_to_text": ranks, "text_to_image": ranks}, ["en"])
-        >>> made_with = {"protocol": EvaluationProtocol(), "checkpoint": None, "seed": 0, "made_of": {}}
+        >>> made_with = {"protocol": EvaluationProtocol(), "checkpoint": None, "seed": 0, "made_of": {}, "ranks": None}
         >>> left_out = {"bad_records": 0, "blank_captions": 0}
         >>> table = results_table(results_document(scores, dataset="a", split="test", left_out=left_out, **made_with))
         >>> [column.header for column in table.columns][:3]

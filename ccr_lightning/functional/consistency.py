@@ -65,11 +65,7 @@ def rank_spread(ranks: Tensor, statistic: Statistic = "variance") -> Tensor:
     """
     if statistic not in get_args(Statistic):
         raise CCRError(f"the statistic {statistic!r} is unknown: choose one of {', '.join(get_args(Statistic))}.")
-    if ranks.ndim != 2 or 0 in ranks.shape:
-        raise CCRError(
-            f"ranks has shape {tuple(ranks.shape)}: pass (N, K), with at least one instance that has a rank in each of "
-            "the languages."
-        )
+    _check_ranks(ranks)
     ranks = ranks.double()
     variance = (ranks - ranks[:, :1]).var(1, correction=0)  # exact differences: where ranks start changes no bit
     return variance.sqrt() if statistic == "std" else variance
@@ -98,6 +94,36 @@ def mean_rank_variance(ranks: Tensor, statistic: Statistic = "variance") -> Tens
         (tensor(1., dtype=torch.float64), tensor(0.7071, dtype=torch.float64))
     """
     return rank_spread(ranks, statistic).mean()
+
+
+def pairwise_rank_variance(ranks: Tensor) -> Tensor:
+    """Mean over instances of the variance of the rank over each two of the languages: MRV, pair by pair.
+
+    MRV over all K languages is 4 / K² times the sum over the K (K - 1) / 2 pairs, so that these say which languages
+    disagree.
+
+    Args:
+        ranks: (N, K), the ranks of N instances in K languages.
+
+    Returns:
+        (K, K), symmetric, with zeros on the diagonal, float64.
+
+    Raises:
+        CCRError: If ``ranks`` is not (N, K) with N and K at least 1.
+
+    Example:
+        >>> ranks = torch.tensor([[1, 1, 1], [1, 4, 5]])
+        >>> pairs = pairwise_rank_variance(ranks)
+        >>> pairs
+        tensor([[0.0000, 1.1250, 2.0000],
+                [1.1250, 0.0000, 0.1250],
+                [2.0000, 0.1250, 0.0000]], dtype=torch.float64)
+        >>> 4 / 9 * pairs.triu().sum() - mean_rank_variance(ranks)
+        tensor(0., dtype=torch.float64)
+    """
+    _check_ranks(ranks)
+    ranks = ranks.double()
+    return torch.stack([((ranks - ranks[:, [language]]) / 2).square().mean(0) for language in range(ranks.shape[1])])
 
 
 def first_agreement(image_ids: Sequence[Tensor], first: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -139,6 +165,14 @@ def first_agreement(image_ids: Sequence[Tensor], first: Sequence[Tensor]) -> tup
     for (image, _), share in same.items():
         agreement[image] += share
     return common, torch.tensor(agreement, dtype=torch.float64, device=common.device)
+
+
+def _check_ranks(ranks: Tensor) -> None:
+    if ranks.ndim != 2 or 0 in ranks.shape:
+        raise CCRError(
+            f"ranks has shape {tuple(ranks.shape)}: pass (N, K), with at least one instance that has a rank in each of "
+            "the languages."
+        )
 
 
 def _common_images(image_ids: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from ccr_lightning._version import __version__
 from ccr_lightning.data.faults import RecordFault
 from ccr_lightning.data.images import open_image
-from ccr_lightning.data.preview import LANGUAGE_NAMES
+from ccr_lightning.pages import LANGUAGE_NAMES, STYLE
 from ccr_lightning.errors import CCRError
 from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.search.index import Index
@@ -188,6 +188,7 @@ def _add_pictures(app: FastAPI, index: Index, rate: TokenBucket) -> None:
 
 def _add_page(app: FastAPI) -> None:
     files = {path.name: (path.read_bytes(), _KINDS[path.suffix]) for path in _PAGE.iterdir() if path.suffix in _KINDS}
+    files["shared.css"] = (STYLE.encode(), _KINDS[".css"])
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

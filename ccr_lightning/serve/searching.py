@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ccr_lightning.models.dual_encoder import DualEncoder
+from ccr_lightning.pages import MAX_CHARACTERS
 from ccr_lightning.search import index as search_index
 from ccr_lightning.search.index import Index
 from ccr_lightning.search.picture import Picture as IndexedPicture
@@ -20,7 +21,6 @@ from ccr_lightning.serve.pictures import version
 
 Find = Literal["pictures", "captions"]
 _LOOKED_AT, _EXAMPLES = 1000, 24
-_MAX_CHARACTERS = 1000  # of a name or a caption in an answer
 
 
 class Searching:
@@ -196,7 +196,7 @@ def shown(text: str) -> str:
         >>> shown("a\udcff"), len(shown("a" * 5000))
         ('a?', 1001)
     """
-    cut = f"{text[:_MAX_CHARACTERS]}…" if len(text) > _MAX_CHARACTERS else text
+    cut = f"{text[:MAX_CHARACTERS]}…" if len(text) > MAX_CHARACTERS else text
     return cut.encode(errors="replace").decode()
 
 

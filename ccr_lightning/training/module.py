@@ -14,8 +14,9 @@ from ccr_lightning import distributed
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
-from ccr_lightning.evaluation.evaluate import evaluate, parts
+from ccr_lightning.evaluation.evaluate import Evaluation, evaluate, parts
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
+from ccr_lightning.evaluation.query_ranks import query_ranks
 from ccr_lightning.evaluation.rerank import rerank
 from ccr_lightning.evaluation.scores import RECALLS, SHORT, retrieval_results
 from ccr_lightning.functional.contrastive import draw_one_caption
@@ -86,7 +87,7 @@ class RetrievalModule(LightningModule):
         seed: Seeds dropout and the draws of each batch, together with its epoch, its number and the device's.
 
     Attributes:
-        results: What ``retrieval_results`` found for the split that was scored last.
+        evaluation: The numbers of the split that was scored last, and the rank of every query.
         reranked: The same after re-ranking; None without.
 
     Raises:
@@ -165,8 +166,8 @@ class RetrievalModule(LightningModule):
         self.seed = seed
         self.embeddings = RetrievalEmbeddings()
         distributed.keep_constants(self)
-        self.results: dict[str, Any] | None = None
-        self.reranked: dict[str, Any] | None = None
+        self.evaluation: Evaluation | None = None
+        self.reranked: Evaluation | None = None
 
     def setup(self, stage: str) -> None:
         """Checks the settings against the data, and freezes what no loss reaches."""
@@ -325,7 +326,7 @@ class RetrievalModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts without embeddings and results."""
-        self.results = self.reranked = None
+        self.evaluation = self.reranked = None
         self.embeddings.reset()
         distributed.gather_parameters(self)  # a device may have more batches than another
 
@@ -335,14 +336,14 @@ class RetrievalModule(LightningModule):
         """Scores the validation split with the test's own code; a trial of some batches has nothing to score."""
         if not self._is_trial:
             protocol = replace(self.protocol, folds=1, text_to_text=False)
-            self.results = self._score("val", self.embeddings.compute(), protocol)
+            self.evaluation = self._score("val", self.embeddings.compute(), protocol)
         distributed.release_parameters(self)
 
     def on_test_epoch_end(self) -> None:
         """Scores the test split, and once more after re-ranking if asked for; not in a trial of some batches."""
         if not self._is_trial:
             embeddings = self.embeddings.compute()
-            self.results = self._score("test", embeddings, self.protocol)
+            self.evaluation = self._score("test", embeddings, self.protocol)
             if self.protocol.rerank_depth:
                 self.reranked = self._score_reranked(embeddings)
         distributed.release_parameters(self)
@@ -365,15 +366,15 @@ class RetrievalModule(LightningModule):
                 caption_index=batch.caption_index,
             )
 
-    def _score(self, name: str, embeddings: Embeddings, protocol: EvaluationProtocol) -> dict[str, Any]:
+    def _score(self, name: str, embeddings: Embeddings, protocol: EvaluationProtocol) -> Evaluation:
         share = Share(distributed.rank(), distributed.world_size(), distributed.total)
-        results = evaluate(
+        evaluation = evaluate(
             embeddings, self._data.languages, protocol=protocol, parallel=self._data.source.parallel, share=share
         )
-        self._log_results(name, results)
-        return results
+        self._log_results(name, evaluation.results)
+        return evaluation
 
-    def _score_reranked(self, embeddings: Embeddings) -> dict[str, Any]:
+    def _score_reranked(self, embeddings: Embeddings) -> Evaluation:
         protocol = self.protocol
         reader = self._data.reader("test", self._prepare)
         with self.trainer.precision_plugin.forward_context():
@@ -389,7 +390,7 @@ class RetrievalModule(LightningModule):
             whole, self._data.languages, protocol=protocol, parallel=self._data.source.parallel, folds=folds
         )
         self._log_results("test_reranked", results)
-        return results
+        return Evaluation(results, query_ranks(whole, embeddings, self._data.languages))
 
     def _prepare(self, batch: ImageBatch | CaptionBatch) -> ImageBatch | CaptionBatch:
         on_device: ImageBatch | CaptionBatch = type(batch)(*(tensor.to(self.device) for tensor in batch))

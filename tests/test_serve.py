@@ -497,6 +497,7 @@ def test_it_ends_quietly(process):
     [
         (["captioned.index", "--port", "70000"], "--port is 70000: give a number from 0 to 65535"),
         (["captioned.index", "--host", "no.such.host.invalid"], "there is no host 'no.such.host.invalid'"),
+        (["captioned.index", "--host", "192.0.2.1"], "give an address of this machine with --host"),
         (["nothing.index", "--port", "0"], "nothing.index: there is no index; make one with ccr embed"),
         (["truncated.index", "--port", "0"], "the file is missing or damaged"),
         ([], "the following arguments are required: INDEX"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -95,6 +96,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = "give another with --port, or --port 0 for a free one"
+        if error.errno == errno.EADDRNOTAVAIL:
+            hint = "give an address of this machine with --host"
         raise CCRError(f"ccr serve: cannot listen at {host}, port {port} ({reason}): {hint}.") from error
 
 

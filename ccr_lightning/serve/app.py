@@ -16,9 +16,9 @@ from starlette.types import ASGIApp
 from ccr_lightning._version import __version__
 from ccr_lightning.data.faults import RecordFault
 from ccr_lightning.data.images import open_image
-from ccr_lightning.pages import LANGUAGE_NAMES, STYLE
 from ccr_lightning.errors import CCRError
 from ccr_lightning.models.dual_encoder import DualEncoder
+from ccr_lightning.pages import LANGUAGE_NAMES, STYLE
 from ccr_lightning.search.index import Index
 from ccr_lightning.serve.answers import IndexAnswer, Picture, Refusal, SearchAnswer
 from ccr_lightning.serve.guard import Guard

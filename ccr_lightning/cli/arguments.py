@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from ccr_lightning.errors import CCRError
@@ -22,6 +23,23 @@ class CommandArguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         raise CCRError(f"{self.prog}: {message}; '{self.prog} --help' explains.")
+
+    def parse_with_settings(self, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Return the command's own options, and settings of data, ``--data.NAME VALUE``.
+
+        Raises:
+            CCRError: An option is neither.
+        """
+        options, settings = self.parse_known_args(args)
+        if others := [setting for setting in settings if _is_option(setting) and not setting.startswith("--data.")]:
+            known = [option for action in self._actions for option in action.option_strings]
+            close = get_close_matches(others[0].replace("-", "_").replace("__", "--", 1), known, n=1)
+            self.error(f"unknown option {others[0]!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+        return options, settings
+
+
+def _is_option(argument: str) -> bool:
+    return argument.startswith("-") and not argument[1:2].isdigit()
 
 
 def values_of(args: Sequence[str], *options: str) -> list[str]:

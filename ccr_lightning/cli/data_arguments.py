@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -54,16 +53,8 @@ class Arguments(CommandArguments):
 
     def read(self, args: Sequence[str]) -> tuple[argparse.Namespace, DataSettings]:
         """Return the command's own options, and what its data are."""
-        options, settings = self.parse_known_args(args)
-        if others := [setting for setting in settings if _is_option(setting) and not setting.startswith("--data.")]:
-            known = [option for action in self._actions for option in action.option_strings]
-            close = get_close_matches(others[0].replace("-", "_").replace("__", "--", 1), known, n=1)
-            self.error(f"unknown option {others[0]!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+        options, settings = self.parse_with_settings(args)
         return options, read_data(options.data, options.image_root, settings)
-
-
-def _is_option(argument: str) -> bool:
-    return argument.startswith("-") and not argument[1:2].isdigit()
 
 
 def read_data(paths: Sequence[str], image_root: str | None = None, settings: Sequence[str] = ()) -> DataSettings:

@@ -31,6 +31,7 @@ options:
   --ckpt_path MODEL     a run, a checkpoint, or a model's folder or name on the hub (default: that of the index)
   --split NAME ...      splits of captioned data (default: all)
   --image_root DIR      the folder of the images, for JSON lines
+  --data.NAME VALUE     any setting of the configuration's source, as for ccr fit
   --batch_size N        pictures at a time (default: 64)
   --device D            cpu, cuda, ... (default: cuda if there is one)
 
@@ -74,10 +75,10 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--image_root")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(args)
+    options, settings = parser.parse_with_settings(args)
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}: give 1 or more")
-    wanted = _wanted(options.images, options.split, options.image_root)
+    wanted = _wanted(options.images, options.split, options.image_root, settings)
     with open_to_write(options.output) as index:
         given = options.ckpt_path or index.model.get("named")
         if not given:
@@ -109,17 +110,19 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _wanted(named: Sequence[str], splits: Sequence[str], image_root: str | None) -> _Wanted:
+def _wanted(named: Sequence[str], splits: Sequence[str], image_root: str | None, settings: Sequence[str]) -> _Wanted:
     from ccr_lightning.cli.data_arguments import read_data
     from ccr_lightning.data.sources.reading import check_split
     from ccr_lightning.search.found import find_pictures, of_files, of_source, prefix
 
     if not any(map(_is_captioned, named)):
-        if splits or image_root:
-            raise CCRError("--split and --image_root go with captioned data: leave them out for files of pictures.")
+        if splits or image_root or settings:
+            raise CCRError(
+                "--split, --image_root and --data settings are for captioned data: leave them out for files of pictures."
+            )
         paths = find_pictures(named)
         return _Wanted(partial(of_files, paths), len(paths), ())
-    source = read_data(named, image_root).source
+    source = read_data(named, image_root, settings).source
     for split in splits:
         check_split(source.name, split, source.splits)
     chosen = tuple(dict.fromkeys(splits)) or source.splits

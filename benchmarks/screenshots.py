@@ -1,9 +1,10 @@
-"""README's pictures of the page of ccr serve, from an index of captioned pictures.
+"""README's pictures of the page of ccr serve, from an index of captioned pictures, and of a page of ccr report.
 
-python -m benchmarks.screenshots INDEX [--ckpt_path MODEL] [--output docs] [--queries en:dog ...] [--caption sloth]
+python -m benchmarks.screenshots INDEX [--report report.html] [--ckpt_path MODEL] [--output docs] [--queries en:dog ...]
 
 Starts the server and a headless Chromium; needs the extra test, and Chromium in PATH. It writes search.png, the queries
-side by side with the lines of one picture lit up, and search_languages.png, where each language finds one picture.
+side by side with the lines of one picture lit up; search_languages.png, where each language finds one picture; and
+report.png and report_images.png, what the report says of agreement.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main() -> int:
     """Write the pictures; return 1 if there is no browser, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", type=Path)
+    parser.add_argument("--report", type=Path, help="a page that ccr report wrote")
     parser.add_argument("--ckpt_path")
     parser.add_argument("--output", type=Path, default=Path("docs"))
     parser.add_argument("--queries", nargs="+", default=QUERIES, metavar="LANGUAGE:TEXT")
@@ -46,6 +48,11 @@ def main() -> int:
         save(page, args.output / "search.png", height=1120)
         languages(page, address, args.caption)
         save(page, args.output / "search_languages.png", height=1290)
+        if args.report:
+            page.goto(args.report.resolve().as_uri())
+            for name, heading in (("report", "Agreement of the languages"), ("report_images", "The most inconsistent")):
+                top = page.get_by_role("heading", name=heading).bounding_box()["y"] - 24
+                save(page, args.output / f"{name}.png", height=1130, top=top)
     return 0
 
 
@@ -81,11 +88,11 @@ def languages(page: Any, address: str, caption: str) -> None:
     page.wait_for_load_state("networkidle")
 
 
-def save(page: Any, path: Path, height: int) -> None:
-    """Write the upper part of the page as a PNG of few colours, which is small."""
+def save(page: Any, path: Path, height: int, top: float = 0) -> None:
+    """Write a part of the page as a PNG of few colours, which is small."""
     page.wait_for_timeout(300)
-    height = min(height, page.evaluate("document.documentElement.scrollHeight"))
-    data = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+    height = min(height, page.evaluate("document.documentElement.scrollHeight") - top)
+    data = page.screenshot(full_page=True, clip={"x": 0, "y": top, "width": WIDTH, "height": height})
     Image.open(io.BytesIO(data)).convert("RGB").quantize(192).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:,.0f} kB")
 

@@ -432,9 +432,7 @@ def test_what_is_refused(ccr):
     assert_refused(ccr("search", "index", "a", "--captions"), "index: its pictures have no captions")
     assert_refused(ccr("search", "index", "a", "--captions", "--compare"), "--compare shows ranks of pictures")
     assert_refused(ccr("search", "index", "a", "b", "--languages", "en"), "2 captions and 1 --languages: name each")
-    assert_refused(
-        ccr("embed", "pictures", "-o", "index", "--split", "test"), "--image_root and --data settings go with"
-    )
+    assert_refused(ccr("embed", "pictures", "-o", "index", "--split", "test"), "--data settings are for captioned")
     assert_refused(ccr("embed", "pictures", "-o", "index", "--splits", "test"), "'--splits', did you mean '--split'?")
     assert_refused(
         ccr("search", "index", "--image", "pictures/broken.jpg"),

@@ -118,7 +118,7 @@ def _wanted(named: Sequence[str], splits: Sequence[str], image_root: str | None,
     if not any(map(_is_captioned, named)):
         if splits or image_root or settings:
             raise CCRError(
-                "--split, --image_root and --data settings are for captioned data: leave them out for files of pictures."
+                "--split, --image_root and --data settings are for captioned data: leave them out for picture files."
             )
         paths = find_pictures(named)
         return _Wanted(partial(of_files, paths), len(paths), ())

@@ -12,6 +12,7 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.similarity import error_bounds, full_precision, norms, pair_similarity, round_down, slices
 
 _CELLS, _ROWS = 2**20, 2**18  # similarities, and items, that are looked at at a time
+_BATCH = 512  # items of a product with one query
 _BLOCK = 128  # items whose largest similarity stands for all of them
 
 
@@ -92,9 +93,9 @@ def _products(items: Tensor, queries: Tensor) -> Tensor:
     """All cosines, (n, Q); for one query in batches, since BLAS may take a slow way to the product with a vector."""
     if len(queries) > 1:
         return items @ queries.T
-    whole = len(items) // _BLOCK
-    batches = items[: whole * _BLOCK].view(whole, _BLOCK, items.shape[1])
-    return torch.cat([(batches @ queries.T.expand(whole, -1, 1)).flatten(0, 1), items[whole * _BLOCK :] @ queries.T])
+    whole = len(items) // _BATCH
+    batches = items[: whole * _BATCH].view(whole, _BATCH, items.shape[1])
+    return torch.cat([(batches @ queries.T.expand(whole, -1, 1)).flatten(0, 1), items[whole * _BATCH :] @ queries.T])
 
 
 def _best(found: _Found, queries: int, k: int) -> _Found:

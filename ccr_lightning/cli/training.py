@@ -40,7 +40,7 @@ from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.progress import EpochSummary, TrainingBar
 from ccr_lightning.training.sharding import FullyShardedStrategy
-from ccr_lightning.training.stopping import StopOnSignal, Stopped
+from ccr_lightning.training.stopping import SaveBetweenSteps, Stopped
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
@@ -163,10 +163,9 @@ class TrainingCLI(LightningCLI):
                 ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints),
                 # Not save_last=True, which saves only when the best checkpoint is a new one.
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
-                ModelCheckpoint(filename="last", every_n_train_steps=STEPS_BETWEEN_CHECKPOINTS, **checkpoints),
                 KeepBestScore(),
                 LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
-                StopOnSignal(self.folder.last),
+                SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS),
             ]
             if config.get("logger") is None:
                 config["logger"] = self._metrics_file()

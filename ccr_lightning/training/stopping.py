@@ -1,4 +1,4 @@
-"""Ending a training between two steps when somebody asks for it, with a checkpoint to go on from."""
+"""Checkpoints between two steps, to go on from: every so many steps, and when somebody asks training to end."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ class Stopped(SystemExit):
         self.signum = signum
 
 
-class StopOnSignal(Callback):
-    """On SIGTERM or Ctrl-C ends training between two steps, on all devices, and saves a checkpoint there.
+class SaveBetweenSteps(Callback):
+    """Saves a checkpoint every so many steps, and one when SIGTERM or Ctrl-C asks training to end, which it then does.
 
-    It is enough that the process of one device gets the signal. Where a validation is due or runs, that ends first, and
-    another step. A second Ctrl-C ends everything at once, without a checkpoint.
+    It is enough that the process of one device gets the signal. Where a validation is due, it saves a step later: a
+    checkpoint from before would go on behind that validation. A second Ctrl-C ends everything at once.
 
     Args:
-        checkpoint: Where to save.
+        path: Where to save; what is there is replaced.
+        every: Steps.
 
     Raises:
-        Stopped: After saving.
+        Stopped: After saving, where somebody asked.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-        self._asked = 0
-        self._saved = 0
-        self._step = 0
+    def __init__(self, path: Path, every: int) -> None:
+        self._path = path
+        self._every = every
+        self._asked = self._agreed = 0  # the signals of this process, and of all
+        self._step = self._saved = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals from Lightning, whose own handler waits for other processes, maybe for ever."""
-        self._step = trainer.global_step
+        self._step = self._saved = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self._ask)
@@ -60,18 +61,19 @@ class StopOnSignal(Callback):
         self._asked = signum
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Saves if a process was asked to end, where no gradients are waiting for more and no validation is due."""
+        """Saves if it is time to, and no gradients wait for more."""
         if trainer.global_step == self._step or _validates_next(trainer):
             return
         self._step = trainer.global_step
-        if asked := self._asked_of_any(pl_module):
-            trainer.save_checkpoint(self._checkpoint)
-            self._saved = asked
+        self._agreed = self._asked_of_any(pl_module)
+        if self._agreed or self._step - self._saved >= self._every:
+            trainer.save_checkpoint(self._path)
+            self._saved = self._step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Ends training once what the last step has logged is written."""
-        if self._saved:
-            raise Stopped(self._saved)
+        if self._agreed:
+            raise Stopped(self._agreed)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends before anything else is done with what was trained."""

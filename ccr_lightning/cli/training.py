@@ -33,6 +33,7 @@ from ccr_lightning.errors import CCRError, Interrupted
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.models.pretrained import read_weights
 from ccr_lightning.models.retriever import Retriever
+from ccr_lightning.training.bad_steps import PassOverBadSteps
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
 from ccr_lightning.training.checks import check_galleries
@@ -165,6 +166,7 @@ class TrainingCLI(LightningCLI):
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
                 KeepBestScore(),
                 LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
+                PassOverBadSteps(self.folder.path),
                 SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS),
             ]
             if config.get("logger") is None:

@@ -127,6 +127,23 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def largest(tensor: Tensor) -> Tensor:
+    """Largest of the tensors of all ranks, element by element, without gradient.
+
+    Every rank has to call it with the same shape and dtype. In a group of one it returns the input itself, detached.
+
+    Example:
+        >>> largest(torch.tensor([1, 2]))
+        tensor([1, 2])
+    """
+    tensor = tensor.detach()
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """This rank's share of a mean over the items of all ranks: ``total * world size / sum of counts``.
 

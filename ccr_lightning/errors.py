@@ -12,3 +12,16 @@ class CCRError(ValueError):
         ...
         ccr_lightning.errors.CCRError: captions.jsonl:3: the caption in 'de' is empty; remove it or fill it in.
     """
+
+
+class Interrupted(CCRError):
+    """Somebody asked a command to end before it was done.
+
+    Args:
+        message: One sentence that says how to go on.
+        exit_status: That of the ``ccr`` command, as a shell has it: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status

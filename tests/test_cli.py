@@ -536,7 +536,7 @@ def test_an_interrupted_run_says_how_to_go_on(ccr, config, tmp_path, monkeypatch
             )
         finally:
             signal.signal(signal.SIGINT, handler)
-    assert status == 1
+    assert status == 130
     says = "interrupted: continue it" if steps else "interrupted before its first checkpoint: start anew"
     (command,) = re.findall(rf"^error: the run was {says} with ccr (.+)$", errors.strip())
     status, output, _ = ccr(*shlex.split(command))

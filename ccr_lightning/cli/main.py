@@ -10,7 +10,7 @@ from importlib import import_module
 
 from ccr_lightning._version import __version__
 from ccr_lightning.cli.processes import is_first_process
-from ccr_lightning.errors import CCRError
+from ccr_lightning.errors import CCRError, Interrupted
 
 HELP = """\
 ccr: cross-lingual cross-modal retrieval with 1-to-K contrastive learning.
@@ -163,14 +163,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says of a program that the closed pipe ended
     except Exception as error:
+        status = error.exit_status if isinstance(error, Interrupted) else 1
         if _first_process_speaks(parent):
-            return 1
+            return status
         if not isinstance(error, CCRError):
             raise
         print(f"error: {error}", file=sys.stderr)
         if os.environ.get("CCR_TRACEBACK"):
             raise
-        return 1
+        return status
 
 
 def _first_process_speaks(parent: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -28,10 +29,11 @@ from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scor
 from ccr_lightning.cli.processes import first_difference
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.distributed import lost_another_process
-from ccr_lightning.errors import CCRError
+from ccr_lightning.errors import CCRError, Interrupted
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.models.pretrained import read_weights
 from ccr_lightning.models.retriever import Retriever
+from ccr_lightning.training.bad_steps import PassOverBadSteps
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
 from ccr_lightning.training.checks import check_galleries
@@ -39,6 +41,7 @@ from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.progress import EpochSummary, TrainingBar
 from ccr_lightning.training.sharding import FullyShardedStrategy
+from ccr_lightning.training.stopping import SaveBetweenSteps, Stopped
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
@@ -161,9 +164,10 @@ class TrainingCLI(LightningCLI):
                 ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints),
                 # Not save_last=True, which saves only when the best checkpoint is a new one.
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
-                ModelCheckpoint(filename="last", every_n_train_steps=STEPS_BETWEEN_CHECKPOINTS, **checkpoints),
                 KeepBestScore(),
                 LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
+                PassOverBadSteps(self.folder.path),
+                SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS),
             ]
             if config.get("logger") is None:
                 config["logger"] = self._metrics_file()
@@ -222,15 +226,9 @@ class TrainingCLI(LightningCLI):
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
             self._test_what_was_trained()
-        except SystemExit as error:  # what Lightning makes of Ctrl-C
-            if not self.folder.config.exists():
-                raise CCRError("the run was interrupted before it began: start it again.") from error
-            command = self._command_to_go_on()
-            if not self.folder.last.exists() and self.resume_from is None:
-                raise CCRError(
-                    f"the run was interrupted before its first checkpoint: start anew with {command}"
-                ) from error
-            raise CCRError(f"the run was interrupted: continue it with {command}") from error
+        except SystemExit as error:  # Stopped, or what Lightning makes of a second Ctrl-C
+            signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
+            raise Interrupted(self._how_to_go_on(), 128 + signum) from error
         finally:
             self.folder.remove_if_empty()
 
@@ -253,6 +251,13 @@ class TrainingCLI(LightningCLI):
         if not self.folder.best.exists():
             _say("no validation ran, hence there is no best checkpoint: the last one is tested")
         self._score("test", self.folder.best if self.folder.best.exists() else self.folder.last)
+
+    def _how_to_go_on(self) -> str:
+        if not self.folder.config.exists():
+            return "the run was interrupted before it began: start it again."
+        if not self.folder.last.exists() and self.resume_from is None:
+            return f"the run was interrupted before its first checkpoint: start anew with {self._command_to_go_on()}"
+        return f"the run was interrupted: continue it with {self._command_to_go_on()}"
 
     def _command_to_go_on(self) -> str:
         resume = "must" if self.folder.last.exists() else self.resume_from or "auto"

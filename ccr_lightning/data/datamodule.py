@@ -21,6 +21,7 @@ from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSample
 from ccr_lightning.data.open_clip_inputs import OpenClipTokenizer
 from ccr_lightning.data.sampler import ShardSampler, TrainBatchSampler
 from ccr_lightning.data.shard_stream import ShardBatches, ShardLoader, ShardStream
+from ccr_lightning.data.signals import leave_signals_to_the_parent
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.webdataset import ShardIndex, WebDatasetShards, read_index
 from ccr_lightning.data.store import Store, open_store, store_folder
@@ -463,7 +464,11 @@ class CaptionDataModule(lightning.LightningDataModule):
     def _loader_settings(self) -> dict[str, Any]:
         if self.num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads do not survive the fork of workers
-        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": leave_signals_to_the_parent,
+        }
 
 
 class _ResumableLoader(DataLoader[Any]):

@@ -1,0 +1,90 @@
+"""Checkpoints between two steps, to go on from: every so many steps, and when somebody asks training to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ccr_lightning import distributed
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """Training ended because a signal asked for it.
+
+    Args:
+        signum: The signal; the exit status is 128 more, as a shell has it.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+class SaveBetweenSteps(Callback):
+    """Saves a checkpoint every so many steps, and one when SIGTERM or Ctrl-C asks training to end, which it then does.
+
+    It is enough that the process of one device gets the signal. Where a validation is due, it saves a step later: a
+    checkpoint from before would go on behind that validation. A second Ctrl-C ends everything at once.
+
+    Args:
+        path: Where to save; what is there is replaced.
+        every: Steps.
+
+    Raises:
+        Stopped: After saving, where somebody asked.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self._path = path
+        self._every = every
+        self._asked = self._agreed = 0  # the signals of this process, and of all
+        self._step = self._saved = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signals from Lightning, whose own handler waits for other processes, maybe for ever."""
+        self._step = self._saved = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self._ask)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked == signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = signum
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Saves if it is time to, and no gradients wait for more."""
+        if trainer.global_step == self._step or _validates_next(trainer):
+            return
+        self._step = trainer.global_step
+        self._agreed = self._asked_of_any(pl_module)
+        if self._agreed or self._step - self._saved >= self._every:
+            trainer.save_checkpoint(self._path)
+            self._saved = self._step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Ends training once what the last step has logged is written."""
+        if self._agreed:
+            raise Stopped(self._agreed)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends before anything else is done with what was trained."""
+        if asked := self._asked_of_any(pl_module):
+            raise Stopped(asked)
+
+    def _asked_of_any(self, module: LightningModule) -> int:
+        return int(distributed.largest(torch.tensor(self._asked, device=module.device)))
+
+
+def _validates_next(trainer: Trainer) -> bool:
+    """Whether a checkpoint of now would go on behind a validation that has not been."""
+    loop = trainer.fit_loop
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

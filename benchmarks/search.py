@@ -34,7 +34,7 @@ from ccr_lightning.functional.similarity import slices
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
-from ccr_lightning.search.approximate import LEAST, ApproximateSearch
+from ccr_lightning.search.approximate import FILE, LEAST, SETTINGS, ApproximateSearch
 from ccr_lightning.search.index import Index
 from ccr_lightning.search.part import Content
 from ccr_lightning.search.picture import Picture
@@ -146,6 +146,8 @@ def whole_command(folder: Path, rounds: int) -> dict[str, Any]:
 def approximate(folder: Path, rounds: int) -> dict[str, Any]:
     """What making the approximate index takes, and searching it with one query, in wall seconds."""
     index = Index(folder)
+    for name in (FILE, SETTINGS):
+        (folder / name).unlink(missing_ok=True)
     start = time.perf_counter()
     made = ApproximateSearch(index)
     seconds = time.perf_counter() - start

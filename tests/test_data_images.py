@@ -29,6 +29,22 @@ def test_lossless_formats_come_back_as_they_were(form, tmp_path):
     assert np.array_equal(open_image(tmp_path / "file", "x"), image)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "GIF", "JPEG2000", "AVIF", "MPO"])
+def test_formats_that_lose_a_little(form):
+    buffer = io.BytesIO()
+    options = {"save_all": True, "append_images": [Image.new("RGB", (32, 24), "blue")]} if form == "MPO" else {}
+    Image.new("RGB", (32, 24), (200, 40, 90)).save(buffer, form, **options)
+    image = open_image(buffer.getvalue(), "here")
+    assert image.size == (32, 24)
+    np.testing.assert_allclose(np.asarray(image)[12, 16].astype(int), [200, 40, 90], atol=6)
+
+
+def test_pictures_that_are_mostly_long():
+    assert open_image(encode(Image.new("1", (10, 2000))), "here").size == (10, 2000)
+    with pytest.raises(RecordFault, match=r"^here: the image has 2001 x 10 pixels, one side more than 200 times"):
+        open_image(encode(Image.new("1", (2001, 10))), "here")
+
+
 def test_transparent_parts_are_white():
     image = Image.new("RGBA", (3, 1))
     image.putdata([(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 51)])

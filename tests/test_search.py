@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def library_embeds(kind, images, texts):
 def test_it_finds_what_the_librarys_embeddings_find(ccr, kind):
     status, said, errors = ccr("embed", "pictures", "-o", "index", "--ckpt_path", kind)
     assert (status, errors) == (0, "")
-    assert said == "12 pictures embedded, 0 dropped, 1 left out; 12 in index\n"
+    assert said == "12 pictures embedded, 0 dropped, 1 left out (left_out.jsonl says why); 12 in index\n"
     (left_out,) = map(json.loads, Path("index/left_out.jsonl").read_text().splitlines())
     assert left_out["name"] == os.path.abspath("pictures/broken.jpg")
     assert "not a picture that Pillow can open" in left_out["reason"]
@@ -108,14 +109,15 @@ def test_only_what_is_new_is_embedded_again(ccr, monkeypatch):
     shutil.copy("pictures/02.png", "pictures/copy.png")
     Image.new("RGB", (20, 20), "red").save("pictures/04.png")
     status, said, _ = ccr("embed", "pictures", "-o", "index")
-    assert (status, said) == (0, "2 pictures embedded, 2 dropped, 1 left out; 12 in index\n")
+    assert (status, said) == (0, "2 pictures embedded, 2 dropped, 1 left out (left_out.jsonl says why); 12 in index\n")
     assert sorted(map(os.path.relpath, opened)) == ["pictures/04.png", "pictures/broken.jpg", "pictures/copy.png"]
     after = all_hits(ccr)
     assert after.keys() == before.keys() - {"pictures/01.png"} | {"pictures/copy.png"}
     assert after["pictures/copy.png"] == pytest.approx(before["pictures/02.png"], abs=1e-6)
     assert after["pictures/02.png"] == pytest.approx(before["pictures/02.png"], abs=1e-6)
     assert after["pictures/04.png"] != pytest.approx(before["pictures/04.png"], abs=1e-3)
-    assert ccr("embed", "pictures", "-o", "index")[1] == "0 pictures embedded, 0 dropped, 1 left out; 12 in index\n"
+    same = "0 pictures embedded, 0 dropped, 1 left out (left_out.jsonl says why); 12 in index\n"
+    assert ccr("embed", "pictures", "-o", "index")[1] == same
 
 
 def all_hits(ccr):
@@ -124,13 +126,26 @@ def all_hits(ccr):
 
 
 def test_from_another_folder_it_is_the_same_index(ccr, monkeypatch, tmp_path):
-    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", tmp_path / "home" / "clip")[0] == 0
+    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
     monkeypatch.chdir(tmp_path)
-    said = ccr("embed", tmp_path / "home" / "pictures", "-o", "home/index")[1]
-    assert said == "0 pictures embedded, 0 dropped, 1 left out; 12 in home/index\n"
-    (tmp_path / "home" / "pictures" / "more").rename(tmp_path / "elsewhere")  # a disk that is not there
-    said = ccr("embed", "home/pictures", "-o", "home/index")[1]
-    assert said == "0 pictures embedded, 0 dropped, 1 left out; 12 in home/index\n"
+    same = "0 pictures embedded, 0 dropped, 1 left out (left_out.jsonl says why); 12 in home/index\n"
+    assert ccr("embed", tmp_path / "home" / "pictures", "-o", "home/index")[1] == same
+    assert ccr("embed", "home/index/../pictures", "-o", "home/index")[1] == same
+    assert ccr("search", "home/index", "a cat", "-k", 1)[0] == 0
+    (tmp_path / "home" / "pictures").rename(tmp_path / "elsewhere")  # a disk that is not there
+    (tmp_path / "home" / "other").mkdir()
+    shutil.copy(tmp_path / "elsewhere" / "01.png", tmp_path / "home" / "other")
+    said = ccr("embed", "home/other", "-o", "home/index")[1]
+    assert said == "1 pictures embedded, 0 dropped, 0 left out; 13 in home/index\n"
+    (tmp_path / "home" / "clip").rename(tmp_path / "home" / "moved")
+    says = f"home/index: its model is not at {tmp_path / 'home' / 'clip'} any more: name it with --ckpt_path."
+    assert_refused(ccr("search", "home/index", "a cat"), says)
+
+
+def test_a_folder_that_is_gone_from_a_named_one(ccr):
+    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    shutil.rmtree("pictures/more")
+    assert ccr("embed", "pictures", "-o", "index")[1].startswith("0 pictures embedded, 4 dropped, ")
 
 
 def test_an_index_names_no_files_but_its_own(ccr, tmp_path):
@@ -163,7 +178,8 @@ def test_what_was_embedded_before_an_interruption_stays(ccr, monkeypatch):
     assert 0 < len(kept) < 12
     monkeypatch.setattr(embed, "open_image", open_image)
     status, said, _ = ccr(*arguments)
-    assert said == f"{12 - len(kept)} pictures embedded, 0 dropped, 1 left out; 12 in index\n"
+    assert said.startswith(f"{12 - len(kept)} pictures embedded, 0 dropped, 1 left out")
+    assert said.endswith("; 12 in index\n")
     whole = all_hits(ccr)
     assert {path: whole[path] for path in kept} == pytest.approx(kept, abs=1e-6)
 
@@ -226,7 +242,7 @@ def test_records_that_are_gone_or_have_changed(ccr, captioned):
     Path("data/test.jsonl").write_text("\n".join([lines[0], json.dumps(changed), *lines[3:]]) + "\n")
     os.remove(f"data/{json.loads(lines[4])['image']}")
     assert ccr(*command[:-2], "--split", "test")[1] == (
-        "1 pictures embedded, 3 dropped, 1 left out; 14 with 43 captions in index\n"
+        "1 pictures embedded, 3 dropped, 1 left out (left_out.jsonl says why); 14 with 43 captions in index\n"
     )
     (left_out,) = map(json.loads, Path("index/left_out.jsonl").read_text().splitlines())
     assert "test.jsonl:4" in left_out["reason"]
@@ -238,7 +254,9 @@ def test_records_that_are_gone_or_have_changed(ccr, captioned):
         f"drawn/test/{changed['image_id']}",
     )
     assert hit["similarity"] == pytest.approx(1, abs=1e-6)
-    assert ccr(*command[:-2])[1] == "0 pictures embedded, 0 dropped, 1 left out; 14 with 43 captions in index\n"
+    again = ccr(*command[:-2])[1]
+    assert again.startswith("0 pictures embedded, 0 dropped, 1 left out (")
+    assert again.endswith("; 14 with 43 captions in index\n")
 
 
 @pytest.mark.parametrize("part", [2, 4096])
@@ -374,8 +392,137 @@ def test_an_open_index_stays_as_it_was(ccr, captioned):
     assert model.search(index, ["a cat"], 7) == before[1]
 
 
+def test_other_data_of_the_same_name_do_not_replace_it(ccr, captioned):
+    for folder in ("one", "two"):
+        shutil.copytree("data", folder)
+    assert ccr("embed", "one/test.jsonl", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    assert_refused(ccr("embed", "two/test.jsonl", "-o", "index"), "index has pictures of test/test from other data")
+    assert ccr("embed", "one/test.jsonl", "-o", "index")[1].startswith("0 pictures embedded, 0 dropped, 0 left out; 7 ")
+    assert ccr("embed", "two/val.jsonl", "-o", "index")[1].startswith("4 pictures embedded, 0 dropped, 0 left out; 11 ")
+
+
+def test_an_interruption_of_a_merge_loses_nothing(ccr, monkeypatch):
+    from ccr_lightning.search import embed, index
+
+    monkeypatch.setattr(embed, "_PART", 2)
+    joined, merges = index.joined, []
+
+    def interrupted(contents):
+        merges.append(len(contents))
+        if len(merges) == 2:
+            raise KeyboardInterrupt
+        return joined(contents)
+
+    monkeypatch.setattr(index, "joined", interrupted)
+    command = ("embed", "pictures", "-o", "index", "--ckpt_path", "clip", "--batch_size", 1)
+    assert ccr(*command)[0] == 130
+    monkeypatch.setattr(index, "joined", joined)
+    kept = all_hits(ccr)
+    assert len(kept) >= 6  # two parts that were merged, and a third
+    Path("index/part-000099.jsonl").touch()  # as is left where the process is killed between writing and deleting
+    assert ccr(*command)[1].startswith(f"{12 - len(kept)} pictures embedded, 0 dropped, 1 left out")
+    whole = all_hits(ccr)
+    assert len(whole) == 12
+    assert {path: whole[path] for path in kept} == pytest.approx(kept, abs=1e-6)
+    in_manifest = json.loads(Path("index/index.json").read_text())["parts"]
+    assert {path.name.partition(".")[0] for path in Path("index").glob("part-*")} == set(in_manifest)
+
+
+def test_an_index_that_is_written_to_while_it_is_opened(ccr, monkeypatch):
+    from ccr_lightning import Index
+    from ccr_lightning.search.part import Part
+
+    assert ccr("embed", "pictures/01.png", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    open_part, calls = Part.open, []
+
+    def meanwhile(part, files):
+        calls.append(part.name)
+        if len(calls) == 1:  # the part that was about to be opened is merged with another
+            assert ccr("embed", "pictures", "-o", "index")[0] == 0
+        return open_part(part, files)
+
+    monkeypatch.setattr(Part, "open", meanwhile)
+    assert len(Index("index")) == 12
+    assert calls[0] == "part-000000"
+
+
+def test_a_model_that_learns_is_another_model(ccr):
+    from ccr_lightning import embed_pictures, from_pretrained
+
+    model = from_pretrained("clip")
+    index = embed_pictures("index", ["pictures"], model)
+    model.search(index, ["a cat"])
+    with torch.no_grad():
+        model.projections()[0].weight.mul_(1.01)
+    with pytest.raises(CCRError, match="made by another model"):
+        model.search(index, ["a cat"])
+
+
+def test_an_index_without_pictures_is_nobodys(ccr):
+    assert_refused(ccr("embed", "pictures/broken.jpg", "-o", "none", "--ckpt_path", "clip"), "none of the 1 pictures")
+    assert ccr("embed", "pictures", "-o", "none", "--ckpt_path", "siglip2")[0] == 0
+
+
+def test_calls_that_make_no_sense(ccr):
+    from ccr_lightning import embed_pictures, from_pretrained
+
+    model = from_pretrained("clip")
+    index = embed_pictures("index", ["pictures"], model)
+    queries = model.embed_captions(["a cat"])
+    for wrong, k in ((queries, 0), (queries, -1), (queries[:0], 3), (queries[0], 3), (queries[:, :5], 3)):
+        with pytest.raises(CCRError):
+            index.search(wrong, k)
+    assert index.ranks(queries, []) == [[]]
+    with pytest.raises(CCRError, match="there is no picture 12; there are 12, from 0 on"):
+        index.ranks(queries, [3, 12])
+    with pytest.raises(CCRError, match="batch_size is 0"):
+        embed_pictures("index", ["pictures"], model, batch_size=0)
+    for query in ("", " ", None, 3):
+        with pytest.raises(CCRError, match="pass captions that say something, and pictures of Pillow"):
+            model.search(index, ["a cat", query])
+
+
+def test_no_similarity_is_above_one(ccr):
+    from ccr_lightning import Index
+
+    assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    index = Index("index")
+    for part in index.image_embeds():
+        for hits in index.search(torch.cat([1.0001 * part, -1.0001 * part])):
+            assert all(-1 <= hit.similarity <= 1 for hit in hits)
+
+
+def test_a_picture_that_would_fill_the_memory(ccr):
+    os.mkdir("long")
+    Image.new("1", (1, 2_000_000)).save("long/line.png")
+    Image.new("RGB", (30, 30)).save("long/square.png")
+    said = ccr("embed", "long", "-o", "index", "--ckpt_path", "clip")[1]
+    assert said.startswith("1 pictures embedded, 0 dropped, 1 left out")
+    assert "1 x 2000000 pixels, one side more than 200 times" in Path("index/left_out.jsonl").read_text()
+
+
+def test_terminals_that_cannot_show_every_text(ccr, monkeypatch):
+    assert ccr("embed", "pictures/01.png", "-o", "index", "--ckpt_path", "clip")[0] == 0
+    command = [sys.executable, "-m", "ccr_lightning.cli.main", "search", "index", "赤 می\u200cخواهم"]
+    shown = {}
+    for encoding in ("utf-8", "ascii"):
+        for options in ([], ["--json"]):
+            environment = {**os.environ, "PYTHONIOENCODING": encoding}
+            done = subprocess.run([*command, *options], env=environment, capture_output=True, check=False)
+            assert (done.returncode, done.stderr) == (0, b"")
+            shown[encoding, bool(options)] = done.stdout.decode(encoding)
+    assert shown["utf-8", False].startswith("赤 می\u200cخواهم\n")
+    assert shown["ascii", False].startswith("\\u8d64 \\u0645")
+    assert json.loads(shown["utf-8", True]) == json.loads(shown["ascii", True])
+
+
 def truncate(file):
     os.truncate(file, os.path.getsize(file) // 2)
+
+
+def edit(key, value):
+    manifest = json.loads(Path("index/index.json").read_text())
+    Path("index/index.json").write_text(json.dumps({**manifest, key: value}))
 
 
 def flip(file):
@@ -394,6 +541,9 @@ def flip(file):
         (lambda: flip("index/part-000000.jsonl"), "part-000000.jsonl: the file is missing or damaged"),
         (lambda: os.remove("index/part-000000.jsonl"), "part-000000.jsonl: the file is missing or damaged"),
         (lambda: truncate("index/index.json"), "index.json: cannot be read"),
+        (lambda: Path("index/index.json").write_text("[" * 100_000), "index.json: cannot be read"),
+        (lambda: edit("pictures", 99_999), "index.json: this is no index"),
+        (lambda: edit("parts", {}), "index.json: this is no index"),
         (lambda: Path("index/index.json").write_text("[]"), "index.json: this is no index"),
         (lambda: Path("index/index.json").write_text('{"format": 9}'), "this is no index of this version"),
         (lambda: shutil.rmtree("index"), "index: there is no index; make one with ccr embed"),
@@ -422,10 +572,14 @@ def test_what_is_refused(ccr):
         ccr("embed", "pictures", "-o", "pictures", "--ckpt_path", "clip"), "pictures: this is no index, and there"
     )
     assert_refused(ccr("embed", "pictures/**.png", "-o", "i", "--ckpt_path", "clip"), "pictures/**.png: ")
+    assert_refused(ccr("embed", "~nobody-of-this-name/a", "-o", "i", "--ckpt_path", "clip"), "there is no such user")
+    assert_refused(ccr("embed", "x" * 300, "-o", "i", "--ckpt_path", "clip"), "there is no picture there")
+    assert_refused(ccr("embed", "", "-o", "i", "--ckpt_path", "clip"), "a path is empty")
+    assert_refused(ccr("embed", "pictures", "-o", "i", "--ckpt_path", "clip", "--device", "meta"), "--device meta: ")
     assert_refused(ccr("embed", "pictures"), "the following arguments are required: -o/--output")
     assert ccr("embed", "pictures", "-o", "index", "--ckpt_path", "clip")[0] == 0
-    assert_refused(ccr("embed", "pictures", "-o", "index", "--ckpt_path", "siglip2"), "was made by another model, clip")
-    assert_refused(ccr("search", "index", "a cat", "--ckpt_path", "siglip2"), "was made by another model, clip")
+    assert_refused(ccr("embed", "pictures", "-o", "index", "--ckpt_path", "siglip2"), "home/clip, and ")
+    assert_refused(ccr("search", "index", "a cat", "--ckpt_path", "siglip2"), "home/clip, and ")
     assert_refused(ccr("search", "index"), "there is no query")
     assert_refused(ccr("search", "index", " "), "a query is empty")
     assert_refused(ccr("search", "index", "a", "-k", 0), "-k is 0")

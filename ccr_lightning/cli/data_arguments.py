@@ -27,6 +27,7 @@ class DataSettings(NamedTuple):
     """The part of a configuration's ``data`` that decides what is read and where it is kept."""
 
     source: Source
+    described: dict[str, Any]  # which data that is: ``class_path`` and ``init_args``, or a ``path``
     cache_dir: str | None
     bad_records: BadRecords | None
     max_bad_fraction: float
@@ -79,14 +80,15 @@ def read_data(paths: Sequence[str], image_root: str | None = None, settings: Seq
     if not paths[0]:
         raise CCRError("the path is empty; name a configuration, a file or a folder.")
     path = Path(paths[0])
+    at = {"path": os.path.abspath(path)}
     if os.path.isfile(path / MANIFEST):
         verify_store(path)
-        return DataSettings(StoreSource(open_store(path)), None, None, MAX_BAD_FRACTION)
+        return DataSettings(StoreSource(open_store(path)), at, None, None, MAX_BAD_FRACTION)
     if os.path.isfile(path / INDEX):
         content = verify_shards(path).content
         source = WebDatasetShards({content["split"]: str(path)}, parallel=False, name=content["source"])
-        return DataSettings(source, None, None, MAX_BAD_FRACTION)
-    return DataSettings(_json_lines(path, image_root), None, None, MAX_BAD_FRACTION)
+        return DataSettings(source, at, None, None, MAX_BAD_FRACTION)
+    return DataSettings(_json_lines(path, image_root), at, None, None, MAX_BAD_FRACTION)
 
 
 def _json_lines(path: Path, image_root: str | None) -> JsonLines:
@@ -130,7 +132,8 @@ def _from_configs(configs: Sequence[str], settings: Sequence[str]) -> DataSettin
         data = parser.instantiate(parsed).data
     except ValueError as error:
         raise own_cause(error) or error from None
-    return DataSettings(data.source, data.cache_dir, data.bad_records, data.max_bad_fraction)
+    described = parsed.data.source.as_dict()
+    return DataSettings(data.source, described, data.cache_dir, data.bad_records, data.max_bad_fraction)
 
 
 def _settings_parser(configs: Sequence[str]) -> Any:

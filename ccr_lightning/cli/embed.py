@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +12,10 @@ from ccr_lightning.cli.arguments import CommandArguments
 from ccr_lightning.errors import CCRError
 
 if TYPE_CHECKING:
+    from ccr_lightning.cli.data_arguments import DataSettings
     from ccr_lightning.data.faults import Report
     from ccr_lightning.search.found import Found
+    from ccr_lightning.search.picture import Picture
 
 HELP = """\
 usage: ccr embed IMAGES... -o INDEX [--ckpt_path MODEL] [options]
@@ -47,7 +50,8 @@ class _Wanted(NamedTuple):
 
     found: Callable[[Report], Iterable[Found]]
     total: int | None
-    prefixes: tuple[str, ...]  # of the names that are dropped if they are not found
+    drop: Callable[[Picture], bool]  # which are dropped if they are not found
+    prefixes: Mapping[str, str]  # of the names of records, to a hash of the settings of their source
 
 
 def run(args: Sequence[str]) -> int:
@@ -84,27 +88,32 @@ def run(args: Sequence[str]) -> int:
         if not given:
             parser.error("a new index needs --ckpt_path, which names a model")
         model = load_model(given).model
+        index.take_model(model, os.path.abspath(given) if os.path.exists(given) else given)
         try:
+            if torch.device(options.device).type == "meta":
+                raise RuntimeError("it holds no numbers")
             model.to(options.device)
         except (AssertionError, RuntimeError) as error:  # torch raises either for a device that is not there
             raise CCRError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
-        index.take_model(model, given)
+        for prefix, of_source in wanted.prefixes.items():
+            index.take_source(prefix, of_source)
         with progress("embedding", "pictures", total=wanted.total) as advance:
             done = embed(
                 index,
                 wanted.found,
                 model,
                 batch_size=options.batch_size,
-                drop=lambda name: name.startswith(wanted.prefixes),
+                drop=wanted.drop,
                 advance=advance,
             )
         if not len(index):
             raise CCRError(
                 f"none of the {len(done.left_out):,} pictures could be read: {index.folder / LEFT_OUT} says why."
             )
+        why = f" ({LEFT_OUT} says why)" if done.left_out else ""
         captions = f" with {index.captions:,} captions" if index.captions else ""
         print(
-            f"{done.new:,} pictures embedded, {done.dropped:,} dropped, {len(done.left_out):,} left out; "
+            f"{done.new:,} pictures embedded, {done.dropped:,} dropped, {len(done.left_out):,} left out{why}; "
             f"{len(index):,}{captions} in {index.folder}"
         )
     return 0
@@ -113,7 +122,8 @@ def run(args: Sequence[str]) -> int:
 def _wanted(named: Sequence[str], splits: Sequence[str], image_root: str | None, settings: Sequence[str]) -> _Wanted:
     from ccr_lightning.cli.data_arguments import read_data
     from ccr_lightning.data.sources.reading import check_split
-    from ccr_lightning.search.found import find_pictures, of_files, of_source, prefix
+    from ccr_lightning.files import settings_sha256
+    from ccr_lightning.search.found import find_pictures, gone_from, of_files, of_source, prefix
 
     if not any(map(_is_captioned, named)):
         if splits or image_root or settings:
@@ -121,12 +131,32 @@ def _wanted(named: Sequence[str], splits: Sequence[str], image_root: str | None,
                 "--split, --image_root and --data settings are for captioned data: leave them out for picture files."
             )
         paths = find_pictures(named)
-        return _Wanted(partial(of_files, paths), len(paths), ())
-    source = read_data(named, image_root, settings).source
+        return _Wanted(partial(of_files, paths), len(paths), gone_from(named), {})
+    data = read_data(named, image_root, settings)
     for split in splits:
-        check_split(source.name, split, source.splits)
-    chosen = tuple(dict.fromkeys(splits)) or source.splits
-    return _Wanted(partial(of_source, source, chosen), None, tuple(prefix(source, split) for split in chosen))
+        check_split(data.source.name, split, data.source.splits)
+    chosen = tuple(dict.fromkeys(splits)) or data.source.splits
+    prefixes = tuple(prefix(data.source, split) for split in chosen)
+    return _Wanted(
+        partial(of_source, data.source, chosen),
+        _count(data, chosen),
+        lambda picture: picture.name.startswith(prefixes),
+        dict.fromkeys(prefixes, settings_sha256(data.described)),
+    )
+
+
+def _count(data: DataSettings, splits: Sequence[str]) -> int | None:
+    """How many pictures splits have, where their stores say so."""
+    from ccr_lightning.data.cache import cache_folder
+    from ccr_lightning.data.check import StoreSource
+    from ccr_lightning.data.store import MANIFEST, read_manifest, store_folder
+
+    if isinstance(data.source, StoreSource):
+        return len(data.source)
+    folders = [store_folder(data.source, split, cache_folder(data.cache_dir)) for split in splits]
+    if not all((folder / MANIFEST).is_file() for folder in folders):
+        return None
+    return sum(int(read_manifest(folder)["images"]) for folder in folders)
 
 
 def _is_captioned(name: str) -> bool:
@@ -135,4 +165,4 @@ def _is_captioned(name: str) -> bool:
     from ccr_lightning.data.store import MANIFEST
 
     data = (".yaml", ".yml", ".jsonl", ".jsonl.gz")
-    return name.endswith(data) or any((Path(name) / file).is_file() for file in (MANIFEST, INDEX))
+    return name.endswith(data) or any(os.path.isfile(Path(name) / file) for file in (MANIFEST, INDEX))

@@ -38,7 +38,7 @@ def run(args: Sequence[str]) -> int:
     if not args or any(arg in ("-h", "--help") for arg in args):
         print(HELP, end="")
         return 0
-    from ccr_lightning.cli.load_model import load_model
+    from ccr_lightning.cli.load_model import load_model, results_of
 
     parser = CommandArguments("export")
     parser.add_argument("model", metavar="MODEL")
@@ -46,8 +46,9 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--onnx", action="store_true")
     options = parser.parse_args(args)
     check_new(options.folder)
-    _, model, results = load_model(options.model)
-    model.save_pretrained(options.folder, results)
+    loaded = load_model(options.model)
+    model = loaded.model
+    model.save_pretrained(options.folder, results_of(loaded))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters written to {options.folder}")
     if options.onnx:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from ccr_lightning.cli.model_config import model_name, names_model
+from ccr_lightning.cli.model_config import names_model
 from ccr_lightning.cli.run_config import find_checkpoint, run_config
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
@@ -20,22 +20,22 @@ from ccr_lightning.training.checkpoint_file import explain_mismatch, read_checkp
 from ccr_lightning.training.tuning import merge_adapters, tune
 
 
-class Named(NamedTuple):
-    """A model that a command names."""
+class Loaded(NamedTuple):
+    """A model that a command names, and what it was loaded from."""
 
-    name: str
     model: DualEncoder  # in evaluation mode, with its tokenizer and transform
-    results: dict[str, Any] | None  # of the test of this checkpoint, if there was one
+    checkpoint: Path | None  # of a run
+    run: Path | None  # its folder
 
 
-def load_model(given: str) -> Named:
+def load_model(given: str) -> Loaded:
     """Loads the model of a run (its best checkpoint), of a checkpoint in a run's folder, of a folder or of the hub.
 
     Raises:
         CCRError: There is none, it is damaged, or its run has no configuration.
     """
     if names_model(given):
-        return Named(model_name(given), from_pretrained(given), None)
+        return Loaded(from_pretrained(given), None, None)
     checkpoint, run = find_checkpoint("", given)
     if not (run / "config.yaml").is_file():
         raise CCRError(f"{given}: there is no {run / 'config.yaml'}, which a run has; pass a run or a model's folder.")
@@ -58,7 +58,7 @@ def load_model(given: str) -> Named:
     if model.transform is None:
         transform = config["data"].get("transform")
         model.transform = _built(transform, ImageTransform) if transform else ImageTransform()
-    return Named(run.name, model.eval(), _results(run, checkpoint))
+    return Loaded(model.eval(), checkpoint, run)
 
 
 def _built(part: dict[str, Any], kind: type) -> Any:
@@ -68,14 +68,19 @@ def _built(part: dict[str, Any], kind: type) -> Any:
     return parser.instantiate(parser.parse_object({"part": part})).part
 
 
-def _results(run: Path, checkpoint: Path) -> dict[str, Any] | None:
-    """What the run's own test found, if it was a test of this checkpoint."""
+def results_of(loaded: Loaded) -> dict[str, Any] | None:
+    """Returns what the run's own test found, if it was a test of the checkpoint.
+
+    Raises:
+        CCRError: The results cannot be read.
+    """
+    if loaded.run is None or loaded.checkpoint is None:
+        return None
+    path = loaded.run / "results.json"
     try:
-        document: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise CCRError(
-            f"{run / 'results.json'}: cannot be read ({error}); test the run again, or remove it."
-        ) from error
-    return document if document["checkpoint"]["sha256"] == sha256_of(checkpoint) else None
+        raise CCRError(f"{path}: cannot be read ({error}); test the run again, or remove it.") from error
+    return document if document["checkpoint"]["sha256"] == sha256_of(loaded.checkpoint) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ examples:
   ccr search openmoji.index "a red apple" "ein roter Apfel" "赤いりんご" --compare
   ccr search openmoji.index --image apple.jpg --captions
 """
+
+
+_JOINERS = "\u200c\u200d"  # which Persian and emoji are written with
 
 
 def run(args: Sequence[str]) -> int:
@@ -128,6 +132,8 @@ def open_index(folder: Path, ckpt_path: str | None) -> tuple[Index, Any]:
     given = ckpt_path or index.model["named"]
     if not given:
         raise CCRError(f"{folder}: it does not say where its model is: name it with --ckpt_path.")
+    if os.path.isabs(given) and not os.path.exists(given):
+        raise CCRError(f"{folder}: its model is not at {given} any more: name it with --ckpt_path.")
     model = load_model(given).model
     index.check_model(model, given)
     return index, model
@@ -150,6 +156,8 @@ def _image(path: Path) -> Any:
     from ccr_lightning.data.faults import RecordFault
     from ccr_lightning.data.images import open_image
 
+    if not os.path.isfile(path):
+        raise CCRError(f"--image {path}: there is no such file; captions go before --image.")
     try:
         return open_image(path, "--image")
     except RecordFault as fault:
@@ -166,7 +174,8 @@ def _json(query: str, place: int, hit: Hit, ranks: Sequence[int] = ()) -> str:
     if ranks:
         line["ranks"] = list(ranks)
     text = json.dumps(line, ensure_ascii=False)
-    return text if text.isprintable() else json.dumps(line)  # names of files may be no Unicode, or steer a terminal
+    is_plain = all(of.isprintable() or of in _JOINERS for of in text)  # names of files may steer a terminal
+    return text if is_plain and _fits(text) else json.dumps(line)
 
 
 def _print_comparison(
@@ -196,8 +205,19 @@ def _shown(hit: Hit) -> str:
 
 def _line(text: str) -> str:
     """A text in one line of a terminal, where it may be any."""
-    shown = "".join(of if of.isprintable() else ascii(of)[1:-1] for of in text)
+    shown = "".join(of if of.isprintable() or of in _JOINERS else ascii(of)[1:-1] for of in text)
+    if not _fits(shown):
+        shown = "".join(of if _fits(of) else ascii(of)[1:-1] for of in shown)
     return shown if len(shown) <= 200 else f"{shown[:200]} ..."
+
+
+def _fits(text: str) -> bool:
+    """Whether a text can be written in the encoding of standard output."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _path(path: str) -> str:

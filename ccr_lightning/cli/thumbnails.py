@@ -14,7 +14,12 @@ _PIXELS = 256  # more would only take time to send
 
 def can_show() -> bool:
     """Return whether standard output is a terminal with colours and a size, and the library for it is installed."""
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb" or "NO_COLOR" in os.environ:
+    if (
+        sys.stdout is None
+        or not sys.stdout.isatty()
+        or os.environ.get("TERM", "dumb") == "dumb"
+        or "NO_COLOR" in os.environ
+    ):
         return False
     if not os.get_terminal_size().columns:
         return False

@@ -159,6 +159,9 @@ class StoreSource:
         self.languages = tuple(store.caption_counts())
         self.splits: tuple[str, ...] = (store.manifest["split"],)
 
+    def __len__(self) -> int:
+        return len(self._store)
+
     def fingerprint(self, split: str) -> str:
         """Return that of the source which the store was built from."""
         return str(self._store.manifest["fingerprint"])

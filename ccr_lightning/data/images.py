@@ -14,7 +14,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ZIP_ARCHIVE = b"PK\x03\x04"
 MAX_PIXELS = 50_000_000  # larger pictures are refused from their header, before memory is spent on them
 MAX_BYTES = 100_000_000  # of an encoded picture
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO", "JPEG2000", "AVIF")  # none that runs a program
+MAX_RATIO = 200  # of its sides: a model that resizes the shorter one would need any amount of memory
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # none that runs a program
 
 
 def read_image(source: Path | bytes, where: str) -> bytes:
@@ -87,6 +88,9 @@ def decode_image(data: bytes, where: str, name: str = "the image") -> Image.Imag
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise _unreadable(f"{where}: {name} has {width} x {height} pixels, more than {MAX_PIXELS}; make it smaller.")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        sides = f"{width} x {height} pixels, one side more than {MAX_RATIO} times the other"
+        raise _unreadable(f"{where}: {name} has {sides}; crop it.")
     try:
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)

@@ -138,7 +138,7 @@ class DualEncoder(nn.Module, ABC):
             "".join(captions).encode()
         except UnicodeEncodeError as error:  # of bytes on a command line, say, that were no UTF-8
             raise CCRError(
-                f"a text has {error.object[error.start]!a}, which is no character: write it again."
+                f"a text has {error.object[error.start]!a}, which is no character: write it again, in UTF-8."
             ) from error
         embeds = []
         with self._encoding() as device:
@@ -209,6 +209,11 @@ class DualEncoder(nn.Module, ABC):
         """
         if isinstance(queries, str) or not queries:
             raise CCRError("search takes a list of queries, with at least one: pass [query].")
+        for query in queries:
+            if not (query.strip() if isinstance(query, str) else isinstance(query, Image.Image)):
+                raise CCRError(
+                    f"search cannot use {query!r}: pass captions that say something, and pictures of Pillow."
+                )
         index.check_model(self)
         places = {kind: [n for n, of in enumerate(queries) if isinstance(of, str) is kind] for kind in (True, False)}
         texts, images = ([queries[place] for place in places[kind]] for kind in (True, False))

@@ -79,7 +79,7 @@ class ApproximateSearch:
             queries: (Q, D) float32, L2-normalised, of the model that made the index.
             k: How many of each query; fewer if the cells that are looked at have fewer.
         """
-        found = torch.from_numpy(self._cells.search(queries.numpy(), k)[1])
+        found = torch.from_numpy(self._cells.search(queries.numpy(), min(k, len(self._index)))[1])
         return [self._hits(query, numbers[numbers >= 0]) for query, numbers in zip(queries, found, strict=True)]
 
     def _hits(self, query: Tensor, numbers: Tensor) -> list[Hit]:
@@ -119,7 +119,7 @@ def _make(faiss: Any, index: Index) -> Approximation:
         if recall >= WANTED_RECALL:
             break
     with atomic_write(index.folder / FILE, "the cells") as file:
-        file.write(faiss.serialize_index(made).tobytes())
+        faiss.write_index(made, faiss.PyCallbackIOWriter(file.write))
     kept = Approximation(
         index.content_sha256,
         sha256_of(index.folder / FILE),

@@ -14,9 +14,10 @@ import torch
 
 from ccr_lightning.data.faults import RecordFault, Report
 from ccr_lightning.data.images import open_image
+from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
 from ccr_lightning.models.dual_encoder import DualEncoder
-from ccr_lightning.search.found import Found, find_pictures, of_files
+from ccr_lightning.search.found import Found, find_pictures, gone_from, of_files
 from ccr_lightning.search.index import LEFT_OUT, Index
 from ccr_lightning.search.part import Content, joined
 from ccr_lightning.search.picture import Picture
@@ -47,7 +48,7 @@ def embed(
     model: DualEncoder,
     *,
     batch_size: int = 64,
-    drop: Callable[[str], bool] = lambda name: False,
+    drop: Callable[[Picture], bool] = lambda picture: False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Embedded:
     """Embeds the pictures that are new or have changed, and drops those that are gone, from an index of the same model.
@@ -59,16 +60,18 @@ def embed(
         found: Yields the pictures that are to be in it, and reports what is none.
         model: On its device, with its tokenizer and transform.
         batch_size: Pictures at a time.
-        drop: Whether a picture of the index that is not among these is dropped; a file that has gone from its folder
-            always is.
+        drop: Whether a picture of the index that is not among these is dropped; a file that has gone from its own
+            folder always is.
         advance: Told of how many more pictures it is known what becomes of them.
 
     Returns:
         What became of them; ``left_out.jsonl`` in the index's folder has what was left out.
 
     Raises:
-        CCRError: The model makes numbers that are not finite, or a file cannot be written.
+        CCRError: ``batch_size`` is below 1, the model makes numbers that are not finite, or a file cannot be written.
     """
+    if batch_size < 1:
+        raise CCRError(f"batch_size is {batch_size}: give 1 or more.")
     left_out: list[LeftOut] = []
     known = {picture.name: picture.state for picture in index.pictures()}
     seen: set[str] = set()
@@ -102,7 +105,7 @@ def embed(
     gone = {
         number
         for number, picture in enumerate(index.pictures())
-        if picture.name in unreadable or (picture.name not in seen and (drop(picture.name) or _is_gone(picture)))
+        if picture.name in unreadable or (picture.name not in seen and (drop(picture) or _is_gone(picture)))
     }
     if gone:
         index.remove(gone)
@@ -130,10 +133,11 @@ def embed_pictures(
         >>> model = from_pretrained("models/mine")  # doctest: +SKIP
         >>> index = embed_pictures("pictures.index", ["photos"], model)  # doctest: +SKIP
     """
-    found = partial(of_files, find_pictures(map(str, named)))
+    names = list(map(str, named))
+    found = partial(of_files, find_pictures(names))
     with open_to_write(folder) as index:
         index.take_model(model, model_name)
-        embed(index, found, model, batch_size=batch_size)
+        embed(index, found, model, batch_size=batch_size, drop=gone_from(names))
     return index
 
 

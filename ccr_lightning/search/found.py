@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,26 +32,53 @@ def find_pictures(named: Iterable[str]) -> list[Path]:
     Raises:
         CCRError: One stands for nothing.
     """
-    found: set[Path] = set()
+    found: set[str] = set()
     for name in named:
-        path = Path(name).expanduser()
-        if path.is_dir():
+        path = _expanded(name)
+        if os.path.isdir(path):
             own = {file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()}
-        elif path.is_file():
+        elif os.path.isfile(path):
             own = {path}
         else:
-            try:
-                own = {file for file in Path(path.anchor or ".").glob(_pattern(path)) if file.is_file()}
-            except ValueError as error:
-                raise CCRError(f"{name}: this is no pattern ({error}); give one such as 'photos/**/*.jpg'.") from error
+            own = _matching(name, path)
         if not own:
             raise CCRError(f"{name}: there is no picture there; check the path.")
-        found |= own
-    return sorted({path.absolute() for path in found})
+        found |= set(map(os.path.abspath, own))
+    return sorted(map(Path, found))
 
 
-def _pattern(path: Path) -> str:
-    return str(path.relative_to(path.anchor)) if path.anchor else str(path)
+def _expanded(name: str) -> Path:
+    if not name:
+        raise CCRError("a path is empty; name a file, a folder or a pattern.")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise CCRError(f"{name}: there is no such user; check the path.") from error
+
+
+def _matching(name: str, pattern: Path) -> set[Path]:
+    below = str(pattern.relative_to(pattern.anchor)) if pattern.anchor else str(pattern)
+    try:
+        return {file for file in Path(pattern.anchor or ".").glob(below) if file.is_file()}
+    except ValueError as error:
+        raise CCRError(f"{name}: this is no pattern ({error}); give one such as 'photos/**/*.jpg'.") from error
+    except OSError:  # a name that is too long to be one
+        return set()
+
+
+def gone_from(named: Iterable[str]) -> Callable[[Picture], bool]:
+    """Return whether a picture was in a folder that is named, and is not there any more, nor its file elsewhere.
+
+    Args:
+        named: As for :func:`find_pictures`; only folders count.
+    """
+    folders = [os.path.join(os.path.abspath(_expanded(name)), "") for name in named if os.path.isdir(_expanded(name))]
+
+    def is_gone(picture: Picture) -> bool:
+        path = picture.path
+        return path == picture.name and path.startswith(tuple(folders)) and not os.path.isfile(path)
+
+    return is_gone
 
 
 def of_files(paths: Iterable[Path], report: Report) -> Iterator[Found]:
@@ -85,6 +113,6 @@ def of_source(source: Source, splits: Sequence[str], report: Report) -> Iterator
                     RecordFault(f"{record.where}: cannot read {record.image!s} ({error.strerror}).", "missing image")
                 )
                 continue
-            path = None if isinstance(record.image, bytes) else str(record.image.absolute())
+            path = None if isinstance(record.image, bytes) else os.path.abspath(record.image)
             name = prefix(source, split) + record.image_id
             yield Found(record.image, Picture(name, state, path, captions=captions))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,20 +66,39 @@ class Index:
         self.model: dict[str, Any] = {}
         self._parts: list[Part] = []
         self._files: dict[str, dict[str, Any]] = {}  # by the name of a part
-        self._made_by: Callable[[], DualEncoder | None] = lambda: None
+        self._sources: dict[str, str] = {}  # what the names of records begin with, to a hash of the source's settings
+        self._made_by: tuple[Any, list[int]] | None = None  # the model that was checked, and the state of its weights
         path = self.folder / MANIFEST
         if not path.exists():
             refuse_other_folder(self.folder)
             return
+        manifest = self._read_manifest()
+        while True:
+            try:
+                self._open(manifest)
+                break
+            except CCRError:
+                if (now := self._read_manifest()) == manifest:
+                    raise
+                manifest = now  # another process has just replaced parts
+
+    def _read_manifest(self) -> Mapping[str, Any]:
+        path = self.folder / MANIFEST
         manifest = _read_json(path)
         if manifest.get("format") != _FORMAT:
             raise CCRError(f"{path}: this is no index of this version; embed the pictures again into a new folder.")
         if not _is_whole(manifest):
             raise CCRError(f"{path}: this is no index; embed the pictures again into a new folder.")
-        self.model, self._files = manifest["model"], manifest["parts"]
+        return manifest
+
+    def _open(self, manifest: Mapping[str, Any]) -> None:
+        self.model, self._sources, self._files = manifest["model"], manifest["sources"], dict(manifest["parts"])
         self._parts = [Part(self.folder, name) for name in self._files]
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda part: part.open(self._files[part.name]), self._parts))
+        if (len(self), self.captions) != (manifest.get("pictures"), manifest.get("captions")):
+            path = self.folder / MANIFEST
+            raise CCRError(f"{path}: this is no index as it was written; embed the pictures again into a new folder.")
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -133,7 +152,8 @@ class Index:
     @property
     def content_sha256(self) -> str:
         """What changes when a picture or a caption does, or the model."""
-        return settings_sha256({"model": self.model, "parts": self._files})
+        hashes = {name: self.model.get(name) for name in ("weights", "inputs")}
+        return settings_sha256({"model": hashes, "parts": [self._files[part.name] for part in self._parts]})
 
     def search(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
         """Finds the k pictures that are most similar to each query, best first: see ``nearest``.
@@ -143,15 +163,16 @@ class Index:
             k: How many of each query; fewer if there are fewer pictures.
 
         Raises:
-            CCRError: The queries are of another width.
+            CCRError: There is no query, k is below 1, or the queries are of another width.
         """
-        self._check_width(queries)
+        self._check(queries, k)
         found = nearest(queries, self.image_embeds(), k)
         return [self.hits(*of) for of in zip(found.places.tolist(), found.similarity.tolist(), strict=True)]
 
     def hits(self, numbers: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
         """Return the pictures of these numbers as hits."""
-        return [Hit(number, self.picture(number), of) for number, of in zip(numbers, similarities, strict=True)]
+        found = zip(numbers, similarities, strict=True)
+        return [Hit(number, self.picture(number), _cosine(similarity)) for number, similarity in found]
 
     def search_captions(self, queries: Tensor, k: int = 10) -> list[list[Hit]]:
         """Finds the k captions that are most similar to each query, best first, of all pictures that have some.
@@ -161,9 +182,9 @@ class Index:
             k: How many of each query; fewer if there are fewer captions.
 
         Raises:
-            CCRError: No picture has a caption, or the queries are of another width.
+            CCRError: As :meth:`search`, or no picture has a caption.
         """
-        self._check_width(queries)
+        self._check(queries, k)
         if not self.captions:
             raise CCRError(f"{self.folder}: its pictures have no captions; embed captioned data to search captions.")
         found = nearest(queries, self.text_embeds(), k)
@@ -172,7 +193,11 @@ class Index:
             for places, similarities in zip(found.places.tolist(), found.similarity.tolist(), strict=True)
         ]
 
-    def _check_width(self, queries: Tensor) -> None:
+    def _check(self, queries: Tensor, k: int = 1) -> None:
+        if queries.ndim != 2 or not len(queries) or k < 1:
+            raise CCRError(
+                f"queries of shape {tuple(queries.shape)} and k {k}: pass (Q, D) with a query, and k from 1."
+            )
         for part in self._parts[:1]:
             if queries.shape[1] != part.image_embeds.shape[1]:
                 raise CCRError(
@@ -189,7 +214,15 @@ class Index:
 
         Returns:
             Q lists of P ranks.
+
+        Raises:
+            CCRError: As :meth:`search`, or there is no picture of a number.
         """
+        self._check(queries)
+        for number in numbers:
+            self._place(number)
+        if not numbers:
+            return [[] for _ in queries]
         chosen = torch.tensor(numbers, dtype=torch.int64)
         ranks: list[list[int]] = ranks_of(queries, self.image_embeds(), chosen).tolist()
         return ranks
@@ -204,12 +237,13 @@ class Index:
         Raises:
             CCRError: It is another one.
         """
-        if self._made_by() is not model:
+        state = _state(model)
+        if self._made_by is None or self._made_by[0]() is not model or self._made_by[1] != state:
             self._compare(model_identity(model), named)
-            self._made_by = weakref.ref(model)
+            self._made_by = weakref.ref(model), state
 
     def _compare(self, identity: Mapping[str, str], named: str) -> None:
-        if self.model and any(self.model.get(key) != identity[key] for key in ("weights", "inputs")):
+        if len(self) and any(self.model.get(key) != identity[key] for key in ("weights", "inputs")):
             raise CCRError(
                 f"{self.folder} was made by another model, {self.model['named'] or 'without a name'}, and {named} has "
                 "other weights, or another tokeniser or preprocessing: name that one, or embed the pictures into a new "
@@ -228,7 +262,7 @@ class Index:
         """
         identity = model_identity(model)
         self._compare(identity, named or "this model")
-        self._made_by = weakref.ref(model)
+        self._made_by = weakref.ref(model), _state(model)
         if self.model != (new := {"named": named or self.model.get("named", ""), **identity}):
             self.model = new
             self._write_manifest()
@@ -241,15 +275,10 @@ class Index:
         """
         if not all(embeds.isfinite().all() for embeds in (content.image_embeds, content.text_embeds)):
             raise CCRError("the model makes embeddings that are not finite: train it again, or name another one.")
-        old: list[Part] = []
-        self._write(content)
+        self._commit([*self._parts, self._write(content)])
         while len(self._parts) > 1 and self._are_alike(*self._parts[-2:]):
-            last_two = self._parts[-2:]
-            del self._parts[-2:]
-            old += last_two
-            self._write(joined([part.content() for part in last_two]))
-        self._write_manifest()
-        self._delete(old)
+            *others, first, second = self._parts
+            self._commit([*others, self._write(joined([first.content(), second.content()]))])
 
     def _are_alike(self, first: Part, second: Part) -> bool:
         return len(first) <= 2 * len(second) and first.size + second.size <= _MERGED_BYTES
@@ -260,36 +289,60 @@ class Index:
         Raises:
             CCRError: A file cannot be written.
         """
-        old, start = [], 0
-        for part in list(self._parts):
+        parts, start = [], 0
+        for part in self._parts:
             kept = [row for row in range(len(part)) if start + row not in numbers]
             start += len(part)
             if len(kept) == len(part):
-                continue
-            old.append(part)
-            self._parts.remove(part)
-            if kept:
-                self._write(part.content(kept))
-        self._write_manifest()
-        self._delete(old)
+                parts.append(part)
+            elif kept:
+                parts.append(self._write(part.content(kept)))
+        self._commit(parts)
 
-    def _write(self, content: Content) -> None:
+    def take_source(self, prefix: str, settings_sha256: str) -> None:
+        """Note where the records come from whose names have a prefix, and check that it is where they came from before.
+
+        Raises:
+            CCRError: It is other data of the same name, or ``index.json`` cannot be written.
+        """
+        known = self._sources.setdefault(prefix, settings_sha256)
+        if known != settings_sha256 and any(picture.name.startswith(prefix) for picture in self.pictures()):
+            raise CCRError(
+                f"{self.folder} has pictures of {prefix.rstrip('/')} from other data, or from the same with other "
+                "settings: give the source another name (data.source.init_args.name), or embed it into a new index."
+            )
+        self._sources[prefix] = settings_sha256
+        self._write_manifest()
+
+    def delete_remains(self) -> None:
+        """Delete the files of parts that are in no index: what an interruption has left."""
+        own = {f"{part.name}{suffix}" for part in self._parts for suffix in SUFFIXES}
+        for path in self.folder.iterdir():
+            if re.fullmatch(r"\.?part-\d{6,}(\.\w+){1,2}", path.name) and path.name not in own:
+                path.unlink(missing_ok=True)
+
+    def _write(self, content: Content) -> Part:
+        """Writes a part that is in the index only once it is committed."""
         number = 1 + max((int(name.rpartition("-")[2]) for name in self._files), default=-1)
         part = Part.write(self.folder, f"part-{number:06}", content)
         self._files[part.name] = part.files()
-        self._parts.append(part)
+        return part
+
+    def _commit(self, parts: list[Part]) -> None:
+        """Makes these the parts of the index, then deletes the others; whatever interrupts it, nothing is lost."""
+        old, self._parts = self._parts, parts
+        self._write_manifest()
+        for part in old:
+            if part not in parts:
+                del self._files[part.name]
+                part.delete()
 
     def _write_manifest(self) -> None:
         parts = {part.name: self._files[part.name] for part in self._parts}
         counts = {"pictures": len(self), "captions": self.captions}
-        manifest = {"format": _FORMAT, "model": self.model, **counts, "parts": parts}
+        manifest = {"format": _FORMAT, "model": self.model, "sources": self._sources, **counts, "parts": parts}
         with atomic_write(self.folder / MANIFEST, "the index") as file:
             file.write((json.dumps(manifest, indent=1) + "\n").encode())
-
-    def _delete(self, parts: Sequence[Part]) -> None:
-        for part in parts:
-            del self._files[part.name]
-            part.delete()
 
     def _place(self, number: int) -> tuple[Part, int]:
         row = number
@@ -310,7 +363,17 @@ class Index:
         first = int(torch.searchsorted(part.text_rows, row))
         picture = part.picture(row)
         language, text = picture.all_captions()[place - first]
-        return Hit(start + row, picture, similarity, language, text)
+        return Hit(start + row, picture, _cosine(similarity), language, text)
+
+
+def _cosine(product: float) -> float:
+    """A product of two vectors of length 1, which rounding may leave a little beyond it."""
+    return min(1.0, max(-1.0, product))
+
+
+def _state(model: DualEncoder) -> list[int]:
+    """What changes when a weight is changed in place."""
+    return [tensor._version for tensor in model.state_dict().values()]
 
 
 def refuse_other_folder(folder: Path) -> None:
@@ -328,7 +391,7 @@ def refuse_other_folder(folder: Path) -> None:
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise CCRError(f"{path}: cannot be read ({error}); embed the pictures again into a new folder.") from error
     if not isinstance(content, dict):
         raise CCRError(f"{path}: this is no index; embed the pictures again into a new folder.")
@@ -337,9 +400,10 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 def _is_whole(manifest: Mapping[str, Any]) -> bool:
     """Whether it names a model, and parts with the files of a part: no others are read, nor removed."""
-    model, parts = manifest.get("model"), manifest.get("parts")
+    model, sources, parts = (manifest.get(name) for name in ("model", "sources", "parts"))
     return (
         isinstance(model, dict)
+        and isinstance(sources, dict)
         and isinstance(parts, dict)
         and all(isinstance(model.get(key), str) for key in ("named", "weights", "inputs"))
         and all(

@@ -36,10 +36,12 @@ def open_to_write(folder: str | Path) -> Iterator[Index]:
     except OSError as error:
         raise CCRError(f"{folder}: the index cannot be written ({error.strerror}); name another folder.") from error
     try:
-        yield Index(folder)
+        index = Index(folder)
+        index.delete_remains()
+        yield index
     finally:
-        lock.release()
         if {of.name for of in folder.iterdir()} == {LOCK}:  # nothing came of it
             with suppress(OSError):
                 (folder / LOCK).unlink()
                 folder.rmdir()
+        lock.release()

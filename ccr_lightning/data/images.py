@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -15,6 +16,8 @@ ZIP_ARCHIVE = b"PK\x03\x04"
 MAX_PIXELS = 50_000_000  # larger pictures are refused from their header, before memory is spent on them
 MAX_BYTES = 100_000_000  # of an encoded picture
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "MPO", "JPEG2000", "AVIF")  # none that runs a program
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is below its bound
 
 
 def read_image(source: Path | bytes, where: str) -> bytes:

@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -140,6 +142,18 @@ def test_failures_name_the_place(data, message, as_file, tmp_path, monkeypatch):
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert ("picture.jpg" in str(error.value)) == as_file
+
+
+def test_a_picture_above_pillows_own_bound_is_one_sentence_and_no_warning(tmp_path):
+    (tmp_path / "large.ppm").write_bytes(b"P6 10000 9500 255\n")
+    code = (
+        "import sys; from pathlib import Path; from ccr_lightning.data.images import open_image\n"
+        "try: open_image(Path(sys.argv[1]), 'x')\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "large.ppm"], capture_output=True, text=True)
+    assert "has 10000 x 9500 pixels" in done.stdout
+    assert done.stderr == ""
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -27,6 +27,7 @@ from ccr_lightning.cli.main import main
 from ccr_lightning.data.images import decode_image
 from ccr_lightning.evaluation.query_ranks import QueryRanks, RanksFile
 from ccr_lightning.report import figures, requirements
+from ccr_lightning.report import page as report_page
 from ccr_lightning.report.drawing import png, svg
 from ccr_lightning.report.instances import instances_of
 from ccr_lightning.report.reading import Curve
@@ -585,7 +586,7 @@ def test_the_command_says_what_it_wrote(run, make, tmp_path, monkeypatch):
 def test_figures_for_papers(written):
     folder = written[3].parent / "png"
     names = {path.name for path in folder.iterdir()}
-    again = "tiny-re-ranked-4-by-matching-and-similarity"
+    again = "tiny-re-ranked-4-by-matching-and-similarity-2"
     of_all = {f"{run}-{name}.png" for run in ("tiny-1", again, "tiny-3") for name in ("recall", "agreement", "ranks")}
     assert of_all <= names
     assert {"runs-1.png", "tiny-1-losses.png", "tiny-1-validation_recall.png"} <= names
@@ -726,6 +727,80 @@ def test_damaged_files_are_one_sentence(file, content, says, copy, capsys):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (copy / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "model.parameters",
+        "model.sha256",
+        "data.sha256",
+        "data.images",
+        "checkpoint.path",
+        "checkpoint.sha256",
+        "source.class_path",
+        "source.init_args",
+        "left_out.bad_records",
+        "mrv.mean",
+        "mrv.languages",
+        "mrv.left_out",
+        "mrsd.interval",
+        "rank1_agreement.text_to_image",
+        "languages.de.image_to_text",
+        "languages.de.image_to_text.tied_queries",
+        "languages.de.text_to_image.intervals.recall@5",
+        "language_means.de.interval",
+        "mean_recalls.text_to_image.intervals",
+        "worst_language.mean_recall.value",
+        "split",
+    ],
+)
+def test_results_that_lack_something_are_one_sentence(place, copy, capsys):
+    *within, last = place.split(".")
+
+    def lacking(document):
+        for name in within:
+            document = document[name]
+        del document[last]
+
+    (copy / "results-reranked.json").unlink()
+    rewrite(copy / "results.json", lacking)
+    assert main(["report", str(copy), "-o", str(copy / "page.html")]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {copy / 'results.json'}: something is missing in these results ('{last}'); run ccr test again.\n"
+    )
+    assert not (copy / "page.html").exists()
+
+
+@pytest.mark.parametrize("changed", [{"mrv": 3}, {"checkpoint": "x"}, {"languages": []}, {"model": None}])
+def test_results_of_another_shape_are_one_sentence(changed, copy, capsys):
+    rewrite(copy / "results.json", lambda document: document.update(changed))
+    assert main(["report", str(copy), "-o", str(copy / "page.html")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {copy / 'results.json'}: something is missing in these results (")
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_is_named_twice_is_shown_once(run, make):
+    page, _ = make(run, run, run / "results.json")
+    assert len(page.findall(".//section[h2]")) == 3  # side by side, and both results
+
+
+def test_figures_of_names_that_are_alike_are_files_of_their_own(run, tmp_path, monkeypatch, capsys):
+    names = iter(["a", "a", "a-1"])
+    monkeypatch.setattr(report_page, "png", lambda figure: b"x")
+    copies = []
+    for place in range(3):
+        copies.append(tmp_path / str(place))
+        shutil.copytree(run, copies[-1])
+        (copies[-1] / "results-reranked.json").unlink()
+    read_scored = report_page.read_scored
+    monkeypatch.setattr(
+        report_page, "read_scored", lambda results: [of._replace(name=next(names)) for of in read_scored(results)]
+    )
+    assert main(["report", *map(str, copies), "-o", str(tmp_path / "a.html"), "--png", str(tmp_path / "png")]) == 0
+    told = int(re.search(r"(\d+) figures written", capsys.readouterr().out)[1])
+    assert len(list((tmp_path / "png").iterdir())) == told
 
 
 def test_what_cannot_be_reported(run, tmp_path, capsys):

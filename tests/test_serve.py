@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import inspect
 import io
 import json
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,8 +28,12 @@ from serving import CAPTIONS, SCRIPT, serving, write_home
 from starlette.exceptions import HTTPException
 
 from ccr_lightning.cli.main import main
+from ccr_lightning.data.faults import RecordFault
+from ccr_lightning.models.dual_encoder import DualEncoder
+from ccr_lightning.search.picture import Picture
 from ccr_lightning.serve import limits
 from ccr_lightning.serve.limits import Gate, TokenBucket
+from ccr_lightning.serve.searching import model_name, picture_name
 
 TEXTS = ["a red apple", "ein roter Apfel", "قطة"]
 
@@ -206,6 +211,20 @@ def test_nothing_tells_where_files_are(server, of_files, home):
     assert set(CAPTIONS) <= names  # of files, the base names
 
 
+def test_files_are_named_without_folders_and_records_as_their_data_name_them():
+    assert picture_name(Picture("/home/me/sub/a.png", "", "/home/me/sub/a.png")) == "a.png"
+    assert picture_name(Picture("mine/train/sub/a.png", "", "sub/a.png")) == "mine/train/sub/a.png"
+    assert picture_name(Picture("mine/train/1", "", None)) == "mine/train/1"
+
+
+def test_models_on_the_disk_are_named_without_folders(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "pretrain").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for named in ("runs/pretrain", "./runs/pretrain", str(tmp_path / "runs" / "pretrain"), "/gone/pretrain"):
+        assert model_name(named) == "pretrain"
+    assert model_name("google/siglip2-base-patch16-224") == "google/siglip2-base-patch16-224"
+
+
 def test_pictures_are_made_anew(server):
     for kind, size, wide in (("thumbnail", (80, 60), (320, 32)), ("picture", (80, 60), (1600, 160))):
         for number, expected in ((6, size), (7, wide)):
@@ -279,6 +298,15 @@ def png(width, height):
 )
 def test_uploads_that_are_refused(server, body, status, says):
     assert_refused(httpx.post(f"{server}/api/search", content=body), status, says)
+
+
+def test_an_upload_that_a_model_cannot_take_is_one_sentence(server, home, monkeypatch):
+    def embed_images(model, images):
+        raise RecordFault("the upload: the image is far too long.", "unreadable image")
+
+    monkeypatch.setattr(DualEncoder, "embed_images", embed_images)
+    body = (home / "pictures" / "wide.png").read_bytes()
+    assert_refused(httpx.post(f"{server}/api/search", content=body), 422, "the image is far too long")
 
 
 @pytest.mark.parametrize(
@@ -402,6 +430,14 @@ def test_rates_are_bounded(home):
             assert 9 <= int(response.headers["retry-after"]) <= 11
 
 
+def test_rates_are_counted_without_threads():
+    bucket = TokenBucket(0.1, 1)
+    assert inspect.iscoroutinefunction(bucket.__call__)  # FastAPI runs others in threads
+    asyncio.run(bucket())
+    with pytest.raises(HTTPException, match="429"):
+        asyncio.run(bucket())
+
+
 def test_work_is_done_in_turn_and_few_wait():
     running, most, gate = 0, 0, Gate(1, waiting=2)
 
@@ -465,6 +501,25 @@ def test_an_upload_of_a_gigabyte_ends_early_and_takes_no_memory(process, length)
     assert sent < 60_000_000
     assert peak_memory(started) - before < 80
     assert answer(f"{address}/api/search?q=a")["results"]
+
+
+def test_idle_connections_shut_nobody_out(process):
+    port = httpx.URL(process[1]).port
+    with ExitStack() as idle:
+        for _ in range(150):
+            connection = idle.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            connection.sendall(b"GET /api/index HTTP/1.1\r\nHost: loc")
+        assert answer(f"{process[1]}/api/index")["pictures"] == 8
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("how", [[], ["--header", "Transfer-Encoding: chunked"], ["--header", "Expect:"]])
+def test_curl_is_told_why_an_upload_is_too_large(process, tmp_path, how):
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(10**9)
+    command = ["curl", "--silent", "--upload-file", str(tmp_path / "large"), "--request", "POST", *how]
+    done = subprocess.run([*command, f"{process[1]}/api/search"], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout) == {"error": "the picture has more than 20 MB: make it smaller."}
 
 
 def test_a_large_upload_is_told_why(process):
@@ -532,11 +587,15 @@ def test_other_addresses_come_with_a_warning(home, capsys, monkeypatch):
     assert warning == "warning: everyone who reaches this address can see and search the pictures."
 
 
-def test_documented_json_is_of_the_schema(schema):
+def test_documented_json_is_of_the_schema(server, schema):
     text = (Path(__file__).parents[1] / "docs" / "search.md").read_text(encoding="utf-8")
     found, refusal = map(json.loads, re.findall(r"```json\n(.*?)```", text, re.DOTALL))
     check(found, schema, "/api/search")
     assert refusal.keys() == {"error"}
+    most = answer(f"{server}/api/index")["limits"]
+    assert f"| {most['queries']}, of {most['characters']:,} characters each |" in text
+    assert f"| `k` | {most['k']} |" in text
+    assert f"| {most['upload_bytes'] // 10**6} MB and 50 million pixels," in text
     for path in re.findall(r"`(?:GET|POST) (/\w[^`?]*)", text):
         assert path.replace("/N", "/{number}") in schema["paths"]
 

@@ -203,6 +203,43 @@ def test_pictures_are_dropped_and_pasted(page, server, home):
         page.wait_for_selector(".welcome")
 
 
+def test_text_that_is_copied_with_a_picture_of_it_is_text(page, server, home):
+    page.goto(server)
+    page.wait_for_selector(".welcome")
+    paste = """(within, data) => {
+      const carried = new DataTransfer();
+      carried.items.add("a cat", "text/plain");
+      carried.items.add(new File([new Uint8Array(data)], "text.png", { type: "image/png" }));
+      const event = new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData: carried });
+      within.focus();
+      within.dispatchEvent(event);
+      return event.defaultPrevented;
+    }"""
+    data = list((home / "pictures" / "02.png").read_bytes())
+    assert page.locator("#queries input").evaluate(paste, data) is False
+    assert page.locator("#results").evaluate(paste, data) is True
+    page.wait_for_selector(".queried")
+
+
+def test_the_limits_of_the_page_are_those_of_the_server(page, server):
+    def less(route):
+        about = route.fetch().json()
+        about["limits"] |= {"characters": 5, "k": 3, "upload_bytes": 1_000_000}
+        route.fulfill(json=about)
+
+    page.route("**/api/index", less)
+    page.goto(f"{server}/?q=a&k=100")
+    page.wait_for_selector("main .grid")
+    assert len(shown(page)) == 3
+    box = page.get_by_label("Query, in any language")
+    box.fill("😀" * 6)
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").get_by_text("A query has 6 characters: make it no longer than 5.").wait_for()
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"\0" * 1_000_001})
+    page.get_by_role("alert").get_by_text("The picture has more than 1 MB: make it smaller.").wait_for()
+    search(page, "😀" * 5)
+
+
 def test_a_picture_of_the_index_is_a_query(page, server):
     page.goto(f"{server}/?q=a")
     page.locator("main .card[data-number='3']").click()

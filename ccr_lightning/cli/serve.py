@@ -74,7 +74,7 @@ def run(args: Sequence[str]) -> int:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=100,
+            limit_concurrency=500,  # connections, also those that ask nothing; work has limits of its own
             timeout_graceful_shutdown=3,
             h11_max_incomplete_event_size=2**20,  # bytes of a request without its body: queries are in its first line
         )

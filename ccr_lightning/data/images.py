@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -16,6 +17,8 @@ MAX_PIXELS = 50_000_000  # larger pictures are refused from their header, before
 MAX_BYTES = 100_000_000  # of an encoded picture
 MAX_RATIO = 200  # of its sides: a model that resizes the shorter one would need any amount of memory
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")  # none that runs a program
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is below its bound
 
 
 def read_image(source: Path | bytes, where: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Small pictures for pages."""
+"""Smaller pictures for pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import io
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
 
 from ccr_lightning.data.images import open_image
 
@@ -38,8 +40,23 @@ def thumbnail(image: Path | bytes, where: str) -> Thumbnail:
         (256, 128)
     """
     picture = open_image(image, where)
-    picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    data = smaller_jpeg(picture, THUMBNAIL_SIZE)
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", *picture.size)
+
+
+def smaller_jpeg(picture: Image.Image, size: int) -> bytes:
+    """Make a picture smaller where it is too large, in place, and return it as a JPEG of nothing but its pixels.
+
+    Args:
+        picture: Of mode RGB.
+        size: Pixels of the longer side, at most.
+
+    Example:
+        >>> Image.open(io.BytesIO(smaller_jpeg(Image.new("RGB", (1000, 500)), 320))).size
+        (320, 160)
+    """
+    picture.thumbnail((size, size))
     picture.info.clear()  # Pillow would copy the comment of the file
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85, subsampling=0)
-    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *picture.size)
+    return buffer.getvalue()

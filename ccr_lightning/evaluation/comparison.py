@@ -37,19 +37,21 @@ class Result(NamedTuple):
 def read_results(paths: Sequence[str | Path]) -> list[Result]:
     """Read the results of test splits from files, or from the folders of runs, of which some may have none.
 
+    A file that is named twice is read once.
+
     Raises:
         CCRError: A path does not exist, none has any results, or a file is none or of another version.
     """
-    found: list[Result] = []
+    found: dict[Path, Result] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise CCRError(f"{path}: there is no such run or file; check the path.")
         files = [path] if path.is_file() else sorted(path.glob("results*.json"), key=lambda file: file.stem)
         read = [Result(file, _read(file)) for file in files]
-        found += [result for result in read if result.document["split"] == "test"]
+        found |= {result.path.resolve(): result for result in read if result.document["split"] == "test"}
     if not found:
         raise CCRError(f"{', '.join(map(str, paths))}: there are no results of a test split here; run ccr test first.")
-    return found
+    return list(found.values())
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -60,6 +62,8 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise CCRError(f"{file}: cannot be read as results ({error}); name the folder of a run.") from error
     if version != FORMAT:
         raise CCRError(f"{file}: these results are of another version of this package; run ccr test again.")
+    if "split" not in document:
+        raise incomplete(file, KeyError("split"))
     return document
 
 
@@ -93,18 +97,18 @@ def names_of(results: Sequence[Result]) -> list[str]:
     Raises:
         CCRError: A file lacks something.
     """
-    weights: dict[str, set[str]] = {}
+    parts = []
     for path, document in results:
-        weights.setdefault(_run(path, document), set()).add(_sha256(document))
-    names = []
-    for path, document in results:
-        run = _run(path, document)
         try:
-            name = run if len(weights[run]) == 1 else f"{run} ({_sha256(document)[:6]})"
-            names.append(name + _reranking(document))
+            parts.append((_run(path, document), _sha256(document), _reranking(document)))
         except (KeyError, TypeError, AttributeError) as error:
             raise incomplete(path, error) from error
-    return names
+    weights: dict[str, set[str]] = {}
+    for run, sha256, _ in parts:
+        weights.setdefault(run, set()).add(sha256)
+    return [
+        (run if len(weights[run]) == 1 else f"{run} ({sha256[:6]})") + reranking for run, sha256, reranking in parts
+    ]
 
 
 def incomplete(path: Path, error: Exception) -> CCRError:

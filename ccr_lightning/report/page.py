@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ccr_lightning._version import __version__
-from ccr_lightning.evaluation.comparison import columns_of, read_results, rows_of
+from ccr_lightning.evaluation.comparison import columns_of, incomplete, read_results, rows_of
 from ccr_lightning.evaluation.scores import DIRECTIONS, RECALLS
 from ccr_lightning.files import atomic_write
 from ccr_lightning.pages import (
@@ -25,7 +25,7 @@ from ccr_lightning.pages import (
 from ccr_lightning.report import figures, numbers
 from ccr_lightning.report.drawing import Figure, png, svg
 from ccr_lightning.report.instances import bar
-from ccr_lightning.report.reading import read_scored
+from ccr_lightning.report.reading import Scored, read_scored
 from ccr_lightning.report.sections import FindRecords, Section, compared, section_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -58,15 +58,17 @@ def write_report(
     refuse_to_replace(path, "the report")
     results = read_results(runs)
     scored = read_scored(results)
-    rows = rows_of(results)
     folders = [of.path.parent for of in scored]
-    sections = [
-        section_of(of, find_records, is_first_of_run=of.path.parent not in folders[:place])
+    environment = _environment()
+    told = [
+        _told(environment, of, find_records, is_first_of_run=of.path.parent not in folders[:place])
         for place, of in enumerate(scored)
     ]
-    groups = compared(sections)
-    page = _template().render(
+    sections = [section for section, _ in told]
+    rows, groups = rows_of(results), compared(sections)
+    page = environment.get_template("report.html.jinja").render(
         sections=sections,
+        bodies=[body for _, body in told],
         rows=rows,
         columns=columns_of(rows),
         compared=groups,
@@ -83,16 +85,23 @@ def write_report(
     return written
 
 
+def _told(
+    environment: Environment, scored: Scored, find_records: FindRecords, is_first_of_run: bool
+) -> tuple[Section, Markup]:
+    """A section, and its part of the page: everything that is read from one document is read here."""
+    try:
+        section = section_of(scored, find_records, is_first_of_run)
+        return section, Markup(environment.get_template("section.html.jinja").render(section=section))
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise incomplete(scored.path, error) from error
+
+
 def _named(sections: Sequence[Section]) -> list[tuple[Figure, str]]:
     """The figures with what begins the names of their files."""
     names = [re.sub(r"[^\w.-]+", "-", section.scored.name).strip("-.") for section in sections]
-    prefixes = [
-        name if names.count(name) == 1 else f"{name}-{section.scored.key}"
-        for name, section in zip(names, sections, strict=True)
-    ]
-    return [
-        (figure, f"{prefix}-") for prefix, section in zip(prefixes, sections, strict=True) for figure in section.figures
-    ]
+    if len({name.lower() for name in names}) < len(names):  # a file system may take both cases for one
+        names = [f"{name}-{section.scored.key}" for name, section in zip(names, sections, strict=True)]
+    return [(figure, f"{name}-") for name, section in zip(names, sections, strict=True) for figure in section.figures]
 
 
 def _write(path: Path, content: bytes, what: str) -> Written:
@@ -101,7 +110,7 @@ def _write(path: Path, content: bytes, what: str) -> Written:
     return Written(path, len(content))
 
 
-def _template() -> Template:
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -125,7 +134,7 @@ def _template() -> Template:
         curve_names=figures.CURVE_NAMES,
         language_names=LANGUAGE_NAMES,
     )
-    return environment.get_template("report.html.jinja")
+    return environment
 
 
 def _svg(figure: Figure, number: int, prefix: str, label: str) -> Markup:

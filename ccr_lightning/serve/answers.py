@@ -54,6 +54,15 @@ class SearchAnswer(BaseModel):
     picture: RankedPicture | None = Field(description="the picture that the request names with picture=N")
 
 
+class Limits(BaseModel):
+    """What a request may have."""
+
+    queries: int
+    characters: int = Field(description="of each query")
+    k: int = Field(description="how many are found for each query")
+    upload_bytes: int
+
+
 class IndexAnswer(BaseModel):
     """What can be searched."""
 
@@ -62,6 +71,7 @@ class IndexAnswer(BaseModel):
     captions: int
     languages: list[str] = Field(description="of the captions, as far as a sample of 1,000 pictures has them")
     known_languages: list[str] = Field(description="codes that a query may be told to be in; others may be, too")
+    limits: Limits
     examples: list[Picture] = Field(description="pictures to start with, from all over the index")
 
 

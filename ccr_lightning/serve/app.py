@@ -22,11 +22,18 @@ from ccr_lightning.pages import LANGUAGE_NAMES, STYLE
 from ccr_lightning.search.index import Index
 from ccr_lightning.serve.answers import IndexAnswer, Picture, Refusal, SearchAnswer
 from ccr_lightning.serve.guard import Guard
-from ccr_lightning.serve.limits import Gate, TokenBucket, Uploads
+from ccr_lightning.serve.limits import (
+    MAX_CHARACTERS,
+    MAX_K,
+    MAX_QUERIES,
+    AnswerToTooMuch,
+    Gate,
+    TokenBucket,
+    Uploads,
+)
 from ccr_lightning.serve.pictures import Pictures, version
 from ccr_lightning.serve.searching import Find, Searching
 
-MAX_CHARACTERS, MAX_QUERIES, MAX_K = 2000, 40, 200
 _PAGE = Path(__file__).parent / "page"
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -145,10 +152,9 @@ def _add_search(app: FastAPI, searching: Searching, has_captions: bool, rate: To
 
         def decode_and_search() -> SearchAnswer:
             try:
-                image = open_image(data, "the upload")
+                return searching.by_picture(open_image(data, "the upload"), k, find)
             except RecordFault as fault:
                 raise HTTPException(422, str(fault)) from fault
-            return searching.by_picture(image, k, find)
 
         return await gate.run(decode_and_search)
 
@@ -209,7 +215,8 @@ def _add_refusals(app: FastAPI) -> None:
     async def refused(request: Request, error: HTTPException) -> Response:
         known = {404: "there is nothing at this address.", 405: "this address does not take such a request."}
         sentence = known[error.status_code] if error.detail in ("Not Found", "Method Not Allowed") else error.detail
-        return JSONResponse({"error": sentence}, error.status_code, error.headers)
+        kind = AnswerToTooMuch if error.status_code == 413 else JSONResponse
+        return kind({"error": sentence}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> Response:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+MAX_QUERIES, MAX_CHARACTERS, MAX_K = 40, 2000, 200  # of a request; of each query; for each query
 MAX_UPLOAD = 20_000_000  # bytes
-_UPLOAD_SECONDS = 60
+_UPLOAD_SECONDS, _UNREAD_SECONDS = 60, 2
 
 
 class TokenBucket:
@@ -46,7 +50,7 @@ class TokenBucket:
         self._tokens -= 1
         return 0.0
 
-    def __call__(self) -> None:
+    async def __call__(self) -> None:  # or FastAPI would call it in threads
         """Take a token for a request.
 
         Raises:
@@ -115,6 +119,29 @@ class Uploads:
             raise HTTPException(408, "the upload took too long: make the picture smaller.") from error
         finally:
             self._free += 1
+
+
+class AnswerToTooMuch(JSONResponse):
+    """An answer to an upload that is not read to its end.
+
+    Connections that are closed while something comes in lose what was answered, so a little more is read and dropped.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers, and waits until the other side has ended, but not for long."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_UNREAD_SECONDS):
+                await _drop(receive)
+        await send({"type": "http.response.body"})
+
+
+async def _drop(receive: Receive) -> None:
+    dropped, message = 0, await receive()
+    while message.get("more_body") and dropped < MAX_UPLOAD:
+        dropped += len(message["body"])
+        message = await receive()
 
 
 async def _read(request: Request) -> bytes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import OrderedDict
 from threading import Lock
 
+from ccr_lightning.data.thumbnails import smaller_jpeg
 from ccr_lightning.search.index import Index
 from ccr_lightning.search.picture import Picture
 
@@ -47,7 +47,7 @@ class Pictures:
             if number in self._kept:
                 self._kept.move_to_end(number)
                 return self._kept[number]
-        data = self._encoded(number, THUMBNAIL_SIZE)
+        data = smaller_jpeg(self._index.open(number), THUMBNAIL_SIZE)
         with self._lock:
             if number not in self._kept:
                 self._bytes += len(data)
@@ -62,12 +62,4 @@ class Pictures:
         Raises:
             CCRError: There is none, or its file is not what it was.
         """
-        return self._encoded(number, PICTURE_SIZE)
-
-    def _encoded(self, number: int, size: int) -> bytes:
-        image = self._index.open(number)
-        image.thumbnail((size, size))
-        image.info.clear()  # Pillow would copy the comment of the file
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=88, subsampling=0)
-        return buffer.getvalue()
+        return smaller_jpeg(self._index.open(number), PICTURE_SIZE)

@@ -16,7 +16,7 @@ from ccr_lightning.pages import MAX_CHARACTERS
 from ccr_lightning.search import index as search_index
 from ccr_lightning.search.index import Index
 from ccr_lightning.search.picture import Picture as IndexedPicture
-from ccr_lightning.serve import answers
+from ccr_lightning.serve import answers, limits
 from ccr_lightning.serve.pictures import version
 
 Find = Literal["pictures", "captions"]
@@ -49,6 +49,12 @@ class Searching:
             captions=self._index.captions,
             languages=languages,
             known_languages=languages or list(known_languages),
+            limits=answers.Limits(
+                queries=limits.MAX_QUERIES,
+                characters=limits.MAX_CHARACTERS,
+                k=limits.MAX_K,
+                upload_bytes=limits.MAX_UPLOAD,
+            ),
             examples=[self.picture(number) for number in _spread(len(self._index), _EXAMPLES)],
         )
 
@@ -165,7 +171,7 @@ def _answer(number: int, picture: IndexedPicture) -> answers.Picture:
 
 
 def picture_name(picture: IndexedPicture) -> str:
-    """Return what a picture is called in an answer, which says nothing of the folders of this machine.
+    """Return what a picture is called in an answer: a file by its name alone, a record as its data call it.
 
     Example:
         >>> picture_name(IndexedPicture("/home/me/a.jpg", "", "/home/me/a.jpg"))
@@ -173,18 +179,19 @@ def picture_name(picture: IndexedPicture) -> str:
         >>> picture_name(IndexedPicture("mine/train/a", "", "/home/me/a.jpg"))
         'mine/train/a'
     """
-    is_file = picture.path is not None and picture.path in picture.name
-    return shown(Path(picture.name).name if is_file else picture.name)
+    return shown(Path(picture.name).name if picture.path == picture.name else picture.name)
 
 
 def model_name(named: str) -> str:
-    """Return what a model is called in an answer.
+    """Return what a model is called in an answer: on the hub by its whole name, on the disk by the end of its path.
+
+    A relative path of two parts that is not there any more cannot be told from a name on the hub.
 
     Example:
         >>> model_name("google/siglip2-base-patch16-224"), model_name("/home/me/runs/mine"), model_name("")
         ('google/siglip2-base-patch16-224', 'mine', 'a model without a name')
     """
-    if fullmatch(r"\w[\w.-]*/\w[\w.-]*", named):
+    if fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) and not Path(named).exists():
         return named
     return shown(Path(named).name) or "a model without a name"
 

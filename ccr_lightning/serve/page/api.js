@@ -1,7 +1,5 @@
 // What the server is asked.
 
-export const LIMITS = { characters: 2000, queries: 40, columns: 8, results: 200, upload: 20_000_000 };
-
 async function answer(address, options = {}) {
   let response;
   try {

@@ -1,13 +1,13 @@
 // The page: what is searched, what is shown, and what is said of it.
 
-import { LIMITS, describe, onePicture, searchLike, searchTexts, searchUpload } from "./api.js";
+import { describe, onePicture, searchLike, searchTexts, searchUpload } from "./api.js";
 import { card } from "./card.js";
 import { columns } from "./columns.js";
 import { captionButton, openPicture } from "./dialog.js";
 import "./keys.js";
 import { languages } from "./languages.js";
 import { focusQuery, getQueries, offerLanguages, setQueries } from "./queries.js";
-import { fromAddress, toAddress } from "./state.js";
+import { COLUMNS, fromAddress, toAddress } from "./state.js";
 import { count, element, foreign, isolated, number, ownCaption } from "./text.js";
 import { onPicture } from "./upload.js";
 import { welcome } from "./welcome.js";
@@ -21,7 +21,7 @@ let running = null;
 
 const actions = {
   search: (query) => go({ queries: [query] }),
-  compare: (queries) => go({ queries: queries.slice(0, LIMITS.columns) }),
+  compare: (queries) => go({ queries: queries.slice(0, COLUMNS) }),
   like: (picture) => go({ like: picture.number }),
   languages: (picture) => go({ languagesOf: picture.number }),
 };
@@ -72,8 +72,10 @@ function results(wanted, signal) {
   return { content: [welcome(about, actions)], says: "", title: "" };
 }
 
+const howMany = (k, usual) => Math.min(k ?? usual, about.limits.k);
+
 async function ofOne({ queries, k }, signal) {
-  const wanted = k ?? 24;
+  const wanted = howMany(k, 24);
   const { results: found } = await searchTexts(queries, wanted, signal);
   const [{ text, hits }] = found;
   return {
@@ -84,7 +86,7 @@ async function ofOne({ queries, k }, signal) {
 }
 
 async function ofSeveral({ queries, k }, signal) {
-  const wanted = k ?? 10;
+  const wanted = howMany(k, 10);
   const { results: found } = await searchTexts(queries, wanted, signal);
   const open = (hit) => openPicture(hit, found, actions);
   const everywhere = found[0].hits.filter((hit) => found.every(({ hits }) => hits.some((of) => of.number === hit.number)));
@@ -96,7 +98,7 @@ async function ofSeveral({ queries, k }, signal) {
 }
 
 async function ofPicture({ like, k }, search, upload, signal) {
-  const wanted = k ?? 24;
+  const wanted = howMany(k, 24);
   const [pictures, captions, itself] = await Promise.all([
     search(wanted, "pictures", signal),
     about.captions ? search(12, "captions", signal) : { results: [{ hits: [] }] },
@@ -126,7 +128,7 @@ async function ofLanguages(wanted, signal) {
   const picture = await onePicture(wanted, signal);
   const queries = Object.entries(picture.captions)
     .filter(([, texts]) => texts.length)
-    .slice(0, LIMITS.queries)
+    .slice(0, about.limits.queries)
     .map(([language, texts]) => ({ language, text: texts[0] }));
   if (!queries.length) throw new Error("This picture has no captions to compare.");
   const found = await searchTexts(queries, 6, signal, wanted);
@@ -142,7 +144,7 @@ const grid = (found) =>
   element("ol", { class: "grid" }, ...found[0].hits.map((hit) => element("li", {}, card(hit, (of) => openPicture(of, found, actions)))));
 
 function more(wanted, k, shown) {
-  const next = Math.min(LIMITS.results, k * 2);
+  const next = Math.min(about.limits.k, k * 2);
   if (!wanted || shown < k || next === k) return "";
   const act = () => {
     history.replaceState({}, "", toAddress({ ...wanted, k: next }));
@@ -164,17 +166,19 @@ function submit() {
     focusQuery();
     return;
   }
-  const long = queries.find(({ text }) => text.length > LIMITS.characters);
-  if (long) {
-    refuse(`A query has ${number(long.text.length)} characters: make it shorter than ${number(LIMITS.characters)}.`);
+  const most = about?.limits.characters ?? Infinity;
+  const longest = Math.max(...queries.map(({ text }) => [...text].length)); // code points, as the server counts
+  if (longest > most) {
+    refuse(`A query has ${number(longest)} characters: make it no longer than ${number(most)}.`);
     return;
   }
   go({ queries });
 }
 
 function searchWith(file) {
-  if (file.size > LIMITS.upload) {
-    refuse(`The picture has more than ${LIMITS.upload / 1e6} MB: make it smaller.`);
+  const most = about?.limits.upload_bytes ?? Infinity;
+  if (file.size > most) {
+    refuse(`The picture has more than ${most / 1e6} MB: make it smaller.`);
     return;
   }
   const upload = uploads.size + 1;

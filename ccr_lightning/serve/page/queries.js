@@ -1,6 +1,6 @@
 // The search boxes: one, or several to compare.
 
-import { LIMITS } from "./api.js";
+import { COLUMNS } from "./state.js";
 import { element, languageName } from "./text.js";
 
 const list = document.getElementById("queries");
@@ -68,7 +68,7 @@ function row({ text, language }) {
 function renumber() {
   const several = list.children.length > 1;
   list.classList.toggle("several", several);
-  add.hidden = list.children.length >= LIMITS.columns;
+  add.hidden = list.children.length >= COLUMNS;
   [...list.children].forEach((made, index) => {
     const which = several ? ` ${index + 1}` : "";
     made.querySelector(".badge").textContent = index + 1;

@@ -1,18 +1,17 @@
 // What is searched, in the address of the page: so that it can be shared, and Back works.
 
-import { LIMITS } from "./api.js";
+export const COLUMNS = 8; // that the page shows side by side
 
 export function fromAddress(search) {
   const given = new URLSearchParams(search);
   const whole = (name) => (/^\d{1,15}$/.test(given.get(name) ?? "") ? Number(given.get(name)) : null);
   const languages = given.getAll("language");
   const queries = given.getAll("q").map((text, place) => ({ text, language: languages[place] ?? "" }));
-  const k = whole("k");
   return {
-    queries: queries.slice(0, LIMITS.columns),
+    queries: queries.slice(0, COLUMNS),
     like: whole("like"),
     languagesOf: whole("languages_of"),
-    k: k ? Math.min(k, LIMITS.results) : null,
+    k: whole("k") || null,
   };
 }
 

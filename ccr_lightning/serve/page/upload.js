@@ -11,7 +11,8 @@ export function onPicture(use) {
   });
   document.addEventListener("paste", (event) => {
     const [pasted] = event.clipboardData?.files ?? [];
-    if (!pasted) return;
+    const isText = event.clipboardData?.types.includes("text/plain") && document.activeElement?.matches("input");
+    if (!pasted || isText) return; // office programs copy text with a picture of it
     event.preventDefault();
     use(pasted);
   });

@@ -402,7 +402,8 @@ def test_every_answer_says_what_a_browser_may_do(server):
     ("host", "status"),
     [
         ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("localhost.evil.example:80", 421), ("", 421),
-        ("[", 421), ("localhost", 200), ("LOCALHOST:9", 200), ("127.0.0.1:1", 200), ("[::1]:8000", 200),
+        ("[", 421), ("127.0.0.1:8073.evil.example", 421),
+        ("localhost", 200), ("LOCALHOST:9", 200), ("127.0.0.1:1", 200), ("[::1]:8000", 200),
         ("pi.lan", 200),
     ],
 )  # fmt: skip
@@ -415,10 +416,13 @@ def test_only_its_own_names_are_answered(home, host, status):
 
 
 def test_other_web_sites_are_refused(server):
-    other = {"Sec-Fetch-Site": "cross-site"}
-    for path in ("/api/search?q=a", "/thumbnail/0"):
-        assert_refused(httpx.get(server + path, headers=other), 403, "another web site")
-    assert httpx.get(server, headers=other).status_code == 200  # a link to the page
+    others = [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}]
+    others += [{"Origin": origin} for origin in ("http://evil.example", "null", "http://127.0.0.1:1")]
+    for other in others:
+        for path in ("/api/search?q=a", "/thumbnail/0"):
+            assert_refused(httpx.get(server + path, headers=other), 403, "another web site")
+        assert httpx.get(server, headers=other).status_code == 200  # a link to the page
+    assert httpx.get(f"{server}/api/search?q=a", headers={"Origin": server.rstrip("/")}).status_code == 200
 
 
 def test_rates_are_bounded(home):

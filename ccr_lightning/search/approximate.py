@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.files import atomic_write
 from ccr_lightning.functional.nearest import nearest, rows_of
 from ccr_lightning.functional.similarity import pair_similarity
 from ccr_lightning.search.index import Hit, Index
+from ccr_lightning.search.picture import file_state
 
 FILE, SETTINGS = "approximate.faiss", "approximate.json"
 LEAST = 10_000  # pictures, below which exact search takes milliseconds
@@ -28,7 +29,7 @@ class Approximation(NamedTuple):
     """How pictures are searched, and how well that was when it was made."""
 
     of: str  # the index's content
-    sha256: str  # of the file
+    file: str  # size and time of the file; what it finds is compared again, exactly
     cells: int  # into which the pictures are divided
     probes: int  # cells that are looked at for a query
     recall: float  # share of the ``best`` of exact search that are found
@@ -68,7 +69,10 @@ class ApproximateSearch:
             say(f"dividing {len(index):,} pictures into cells, once for this index ...")
             kept = _make(faiss, index)
         self.approximation = kept
-        cells: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        try:
+            cells: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        except RuntimeError as error:
+            raise CCRError(f"{path}: faiss cannot read it; delete it, and it is made again.") from error
         cells.nprobe = kept.probes
         self._cells = cells
 
@@ -94,7 +98,7 @@ def _read(index: Index) -> Approximation | None:
     """What was made for this content of the index, if it is there and whole."""
     try:
         kept = Approximation(**json.loads((index.folder / SETTINGS).read_text(encoding="utf-8")))
-        is_same = kept.of == index.content_sha256 and sha256_of(index.folder / FILE) == kept.sha256
+        is_same = kept.of == index.content_sha256 and file_state(index.folder / FILE) == kept.file
     except (OSError, ValueError, TypeError):
         return None
     return kept if is_same else None
@@ -122,7 +126,7 @@ def _make(faiss: Any, index: Index) -> Approximation:
         faiss.write_index(made, faiss.PyCallbackIOWriter(file.write))
     kept = Approximation(
         index.content_sha256,
-        sha256_of(index.folder / FILE),
+        file_state(index.folder / FILE),
         cells,
         probes,
         recall,

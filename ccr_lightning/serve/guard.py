@@ -48,9 +48,16 @@ class Guard:
         if not names_server(asked.get("host", ""), self._hosts):
             says = "the request names a host that this server is not: open the address that ccr serve printed."
             app = JSONResponse({"error": says}, 421)
-        elif asked.get("sec-fetch-site") == "cross-site" and scope["path"] != "/":
+        elif _is_of_another_site(asked) and scope["path"] != "/":
             app = JSONResponse({"error": "another web site may not use this server: open its own page."}, 403)
         await app(scope, receive, send_guarded)
+
+
+def _is_of_another_site(asked: Headers) -> bool:
+    """Whether a page of another address made the request, as far as a browser says so."""
+    origin = asked.get("origin")
+    by_other = origin is not None and urlsplit(origin).netloc.lower() != asked.get("host", "").lower()
+    return by_other or asked.get("sec-fetch-site") in ("cross-site", "same-site")
 
 
 def names_server(host: str, hosts: Collection[str]) -> bool:
@@ -61,7 +68,8 @@ def names_server(host: str, hosts: Collection[str]) -> bool:
         (True, True, False)
     """
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        asked = urlsplit(f"//{host}")
+        name, _ = asked.hostname or "", asked.port  # of which a wrong one raises
     except ValueError:
         return False
     try:

@@ -7,12 +7,13 @@ const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], A
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const typing = event.target.closest("input, select, textarea");
-  if (event.key === "/" && !typing) {
+  if (event.key === "/" && (!typing || (typing.type === "search" && !typing.value))) {
     event.preventDefault();
     focusQuery();
   } else if (event.key in DIRECTIONS) {
     const cards = [...document.querySelectorAll("main .card")];
-    const next = event.target.matches(".card") ? nearest(event.target, cards, DIRECTIONS[event.key]) : typing?.type === "search" && event.key === "ArrowDown" ? cards[0] : null;
+    const enters = event.key === "ArrowDown" && (event.target === document.body || typing?.type === "search");
+    const next = event.target.matches(".card") ? nearest(event.target, cards, DIRECTIONS[event.key]) : enters && cards[0];
     if (!next) return;
     event.preventDefault();
     next.focus();

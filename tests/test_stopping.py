@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import pytest
 import torch
@@ -30,10 +32,10 @@ def folder(tmp_path_factory, write_tiny_jsonl, tiny_config):
     return folder
 
 
-def start(folder, ranks, name):
+def start(folder, ranks, name, stdout=subprocess.DEVNULL):
     command = [*COMMAND, "--config", f"{ranks}.yaml", "--name", name, "--resume", "auto"]
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=folder, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -49,14 +51,19 @@ def weights(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def whole(request, folder):
-    """The number of processes, and a run of so many that nobody touched."""
-    process = start(folder, request.param, f"whole-{request.param}")
-    assert process.wait(timeout=300) == 0, process.stderr.read()
-    run = folder / "runs" / f"whole-{request.param}"
-    assert list(losses(run)) == list(range(STEPS * EPOCHS))
-    return request.param, run
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A function that returns a run of one process or two that nobody touched."""
+
+    @cache
+    def run(ranks):
+        process = start(folder, ranks, f"whole-{ranks}")
+        assert process.wait(timeout=300) == 0, process.stderr.read()
+        found = folder / "runs" / f"whole-{ranks}"
+        assert list(losses(found)) == list(range(STEPS * EPOCHS))
+        return found
+
+    return run
 
 
 @pytest.mark.ddp
@@ -67,8 +74,9 @@ def whole(request, folder):
         pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL], id="killed"),
     ],
 )
-def test_a_run_that_is_stopped_again_and_again(folder, whole, signals):
-    ranks, expected = whole
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_that_is_stopped_again_and_again(folder, whole, ranks, signals):
+    expected = whole(ranks)
     name = f"{ranks}-{'-'.join(of.name for of in signals)}"
     run, draws = folder / "runs" / name, random.Random(name)
     reached = 0
@@ -97,3 +105,51 @@ def test_a_run_that_is_stopped_again_and_again(folder, whole, signals):
     found, whole_run = (json.loads((of / "results.json").read_text()) for of in (run, expected))
     assert found["languages"] == whole_run["languages"]
     assert found["model"] == whole_run["model"]
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """A run that was stopped in its last epoch."""
+    process, run = start(folder, 1, "stopped"), folder / "runs" / "stopped"
+    while len(losses(run)) < 2 * STEPS + 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    return run
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped])
+def test_a_damaged_checkpoint_is_not_the_end(folder, stopped, whole, damage):
+    expected = whole(1)
+    run = shutil.copytree(stopped, folder / "runs" / damage.__name__)
+    damage(run / "checkpoints" / "last.ckpt")
+    lost = (run / "checkpoints" / "last.ckpt").read_bytes()
+    process = start(folder, 1, damage.__name__, stdout=subprocess.PIPE)
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert f"runs/{damage.__name__}/checkpoints/last.ckpt: the checkpoint cannot be read" in said
+    assert f"It is kept as damaged.ckpt, and the one before it, of step {2 * STEPS}, is taken." in said
+    assert (run / "checkpoints" / "damaged.ckpt").read_bytes() == lost
+    assert losses(run) == losses(expected)
+    assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(expected).items())
+
+
+def test_two_damaged_checkpoints_are_the_end(folder, stopped):
+    run = shutil.copytree(stopped, folder / "runs" / "both")
+    for name in ("last.ckpt", "previous.ckpt"):
+        flipped(run / "checkpoints" / name)
+    process = start(folder, 1, "both")
+    assert process.wait(timeout=60) == 1
+    (says,) = process.stderr.read().splitlines()
+    assert says.startswith("error: runs/both/checkpoints/previous.ckpt: the checkpoint cannot be read")

@@ -26,7 +26,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ccr_lightning.cli.arguments import given_configs
 from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
-from ccr_lightning.cli.processes import first_difference
+from ccr_lightning.cli.processes import first_difference, is_first_process
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError, Interrupted
@@ -55,6 +55,7 @@ TRAINER_DEFAULTS = {
 ABOVE_ZERO = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
 NOT_BELOW_ZERO = ("gradient_clip_val", "log_every_n_steps")
 
+SECONDS_TO_MEND = 60
 STEPS_BETWEEN_CHECKPOINTS = 1000  # within an epoch, so that a crash costs little of a long one
 
 
@@ -128,7 +129,10 @@ class TrainingCLI(LightningCLI):
         self.resume_from = None
         self.asked = settings
         if self.subcommand == "fit":
-            self.resume_from = self.folder.resume_from(settings.pop("resume"))
+            resume = settings.pop("resume")
+            if resume in ("auto", "must"):
+                _mend_last(self.folder)
+            self.resume_from = self.folder.resume_from(resume)
             if self.resume_from and settings.init_from and self.resume_from.parent != self.folder.checkpoints:
                 raise CCRError(
                     f"--init_from starts anew and --resume {self.resume_from} goes on with another run: give one only."
@@ -385,6 +389,21 @@ def _check_numbers(trainer: Mapping[str, Any]) -> None:
         if isinstance(value, int | float) and (value < 0 or (value == 0 and name in ABOVE_ZERO)):
             expected = "a number above 0" if name in ABOVE_ZERO else "0 or more"
             raise CCRError(f"trainer.{name} is {value}: give {expected}.")
+
+
+def _mend_last(folder: RunFolder) -> None:
+    """Sees to it that the last checkpoint can be read; other processes wait until the first one has."""
+    deadline = time.monotonic() + SECONDS_TO_MEND
+    while not is_first_process():
+        try:
+            read_checkpoint(folder.last, "meta", verify=True)
+            return
+        except CCRError:
+            if not folder.last.exists() or time.monotonic() > deadline:
+                return
+            time.sleep(0.5)
+    if says := folder.mend():
+        print(says, flush=True)
 
 
 def _check_nodes(trainer: Trainer) -> None:

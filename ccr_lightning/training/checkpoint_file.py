@@ -13,19 +13,22 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.models.mismatch import mismatch
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, map_location: Any = "cpu", weights_only: bool | None = True, verify: bool | None = None
+) -> dict[str, Any]:
     """Reads a checkpoint and compares it with its checksums.
 
     Args:
         path: The file.
         map_location: As for ``torch.load``; ``meta`` reads no weights.
         weights_only: As for ``torch.load``.
+        verify: Whether to compare all of it with its checksums; by default unless no weights are read.
 
     Raises:
         CCRError: If it is damaged, or something else than the checkpoint of a run.
     """
     try:
-        if map_location != "meta":  # torch does not compare the checksums that it writes
+        if verify or (verify is None and map_location != "meta"):  # torch does not compare the checksums that it writes
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(damaged)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +18,14 @@ from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 
+LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, syncs it to disk, then renames it.
 
-    A crash or a full disk leaves the previous checkpoint as it was and nothing incomplete under the final name.
+    A crash or a full disk leaves the previous checkpoint as it was and nothing incomplete under the final name. Of
+    ``last.ckpt`` the one before stays as ``previous.ckpt``, for a disk that loses bits.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -32,6 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with atomic_write(Path(path), "the checkpoint", "free some space or change --runs_dir") as file:
                 torch.save(checkpoint, file)
+                if Path(path).name == LAST:
+                    _keep_as_previous(Path(path))
         except RuntimeError as error:  # torch's writer, where a disk is full
             raise CCRError(
                 f"{path}: the checkpoint could not be written ({error}); free some space or change --runs_dir."
@@ -46,6 +53,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CCRError: If it is damaged, or something else than the checkpoint of a run.
         """
         return read_checkpoint(Path(path), map_location, weights_only)
+
+
+def _keep_as_previous(path: Path) -> None:
+    """Gives a checkpoint that is about to be replaced a second name, where the file system can; it has its own, too."""
+    linked = path.with_name(f".{PREVIOUS}.{os.getpid()}")
+    with suppress(OSError):
+        linked.unlink(missing_ok=True)
+        os.link(path, linked)
+        linked.replace(path.with_name(PREVIOUS))
 
 
 class KeepBestScore(Callback):
@@ -107,7 +123,7 @@ def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequenc
 
 
 class RunFolder:
-    """The folder of a run: ``config.yaml``, ``checkpoints/{best,last}.ckpt``, ``metrics.csv``, ``results.json``.
+    """The folder of a run: ``config.yaml``, ``checkpoints/{best,last,previous}.ckpt``, ``metrics.csv``, ``results.json``.
 
     And ``model/``, if the model is one of others: all that makes it but its weights.
 
@@ -119,7 +135,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.ckpt"
-        self.last = self.checkpoints / "last.ckpt"
+        self.last = self.checkpoints / LAST
         self.config = path / "config.yaml"
         self.model = path / "model"
 
@@ -138,6 +154,29 @@ class RunFolder:
         """Removes the folder if a start that failed has left nothing in it."""
         with suppress(OSError):  # something is in it, or another process has removed it
             self.path.rmdir()
+
+    def mend(self) -> str:
+        """Puts the checkpoint before the last one in its place, if the last one is damaged; that one is kept, too.
+
+        Returns:
+            What was done, in a sentence; empty if nothing was.
+
+        Raises:
+            CCRError: The last one is damaged and there is no other, or it is damaged too.
+        """
+        if not self.last.exists():
+            return ""
+        try:
+            read_checkpoint(self.last, "meta", verify=True)
+            return ""
+        except CCRError as error:
+            previous = self.checkpoints / PREVIOUS
+            if not previous.exists():
+                raise
+            step = read_checkpoint(previous, "meta", verify=True)["global_step"]
+            self.last.replace(self.checkpoints / DAMAGED)
+            shutil.copyfile(previous, self.last)
+            return f"{error} It is kept as {DAMAGED}, and the one before it, of step {step}, is taken."
 
     def resume_from(self, resume: str | None) -> Path | None:
         """Finds the checkpoint to start from.

@@ -16,6 +16,23 @@ import torch
 
 COMMAND = [sys.executable, "-m", "ccr_lightning.cli.main", "fit"]
 STEPS, EPOCHS = 10, 3
+KILLED_IN_A_VALIDATION = """
+import os, signal, sys
+from ccr_lightning.cli import training
+from ccr_lightning.cli.main import main
+from ccr_lightning.training.module import RetrievalModule
+
+training.STEPS_BETWEEN_CHECKPOINTS = 5
+validate = RetrievalModule.validation_step
+
+def validation_step(module, *batch):
+    if module.global_step == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return validate(module, *batch)
+
+RetrievalModule.validation_step = validation_step
+sys.exit(main(sys.argv[1:]))
+"""
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -153,3 +170,33 @@ def test_two_damaged_checkpoints_are_the_end(folder, stopped):
     assert process.wait(timeout=60) == 1
     (says,) = process.stderr.read().splitlines()
     assert says.startswith("error: runs/both/checkpoints/previous.ckpt: the checkpoint cannot be read")
+
+
+def test_two_runs_in_one_folder(folder):
+    process, run = start(folder, 1, "shared"), folder / "runs" / "shared"
+    while not losses(run):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        second = start(folder, 1, "shared")
+        assert second.wait(timeout=60) == 1
+        says = "error: runs/shared: another process trains here; wait for it, or pass --name for a new run."
+        assert second.stderr.read().splitlines() == [says]
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=300) == 0
+    assert not (run / ".lock").exists()
+
+
+def test_a_validation_that_was_cut_off_is_done_again(folder, whole):
+    command = [sys.executable, "-c", KILLED_IN_A_VALIDATION, "fit", "--config", "1.yaml", "--name", "cut off"]
+    assert subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
+    process, run = start(folder, 1, "cut off"), folder / "runs" / "cut off"
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    scores = []
+    for of in (run, whole(1)):
+        lines = csv.DictReader((of / "metrics.csv").open())
+        scores.append([(line["step"], line["val/mean_recall"]) for line in lines if line["val/mean_recall"]])
+    assert len(scores[0]) == EPOCHS
+    assert scores[0] == scores[1]

@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -224,17 +225,15 @@ class TrainingCLI(LightningCLI):
         _take_tokenizer(datamodule, self.start)
         if self.resume_from is None and (start := self.config[self.subcommand].init_from):
             _start_from(model, start)
-        self.folder.create()
-        if self.trainer.limit_val_batches != 0 and (part := self._part("val")) and not self._is_trial:
-            _say(f"{part}: neither is the choice of the best checkpoint")
-        try:
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
-            self._test_what_was_trained()
-        except SystemExit as error:  # Stopped, or what Lightning makes of a second Ctrl-C
-            signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
-            raise Interrupted(self._how_to_go_on(), 128 + signum) from error
-        finally:
-            self.folder.remove_if_empty()
+        with self.folder.alone() if self.trainer.is_global_zero else nullcontext():
+            if self.trainer.limit_val_batches != 0 and (part := self._part("val")) and not self._is_trial:
+                _say(f"{part}: neither is the choice of the best checkpoint")
+            try:
+                self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+                self._test_what_was_trained()
+            except SystemExit as error:  # Stopped, or what Lightning makes of a second Ctrl-C
+                signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
+                raise Interrupted(self._how_to_go_on(), 128 + signum) from error
 
     def _test_what_was_trained(self) -> None:
         if self._is_trial:

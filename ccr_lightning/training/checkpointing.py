@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -123,7 +124,7 @@ def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequenc
 
 
 class RunFolder:
-    """The folder of a run: ``config.yaml``, ``checkpoints/{best,last,previous}.ckpt``, ``metrics.csv``, ``results.json``.
+    """The folder of a run: ``config.yaml``, ``checkpoints/``, ``metrics.csv``, ``results.json``, ``ranks.csv``.
 
     And ``model/``, if the model is one of others: all that makes it but its weights.
 
@@ -149,6 +150,28 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CCRError(f"{self.path}: the folder cannot be made ({error.strerror}); change --runs_dir.") from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which is made if need be, until the block ends or the process does.
+
+        Raises:
+            CCRError: Another process trains in it, or it cannot be made.
+        """
+        self.create()
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            says = "another process trains here; wait for it, or pass --name for a new run."
+            raise CCRError(f"{self.path}: {says}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (self.path / ".lock").unlink()
+            lock.release()
+            self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
         """Removes the folder if a start that failed has left nothing in it."""

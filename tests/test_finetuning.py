@@ -200,7 +200,7 @@ def test_a_run_resumes_without_what_it_started_from(finetune, tmp_path, trained_
 
     with monkeypatch.context() as patch:
         patch.setattr(RetrievalModule, "training_step", interrupted)
-        assert main(config) == 1
+        assert main(config) == 130
     shutil.rmtree(copy)
     shutil.rmtree(tmp_path / "cache")
     assert main([*config, "--resume=must"]) == 0

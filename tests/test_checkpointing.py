@@ -32,7 +32,8 @@ def test_save_and_load(tmp_path):
         loaded = AtomicCheckpointIO().load_checkpoint(path)
         assert loaded["epoch"] == value
         assert loaded["state_dict"]["weight"].tolist() == [value] * 4
-        assert files(path.parent) == ["last.ckpt"]
+    assert files(path.parent) == ["last.ckpt", "previous.ckpt"]
+    assert AtomicCheckpointIO().load_checkpoint(path.with_name("previous.ckpt"))["epoch"] == 1
 
 
 def test_others_may_read_what_the_umask_allows(tmp_path):

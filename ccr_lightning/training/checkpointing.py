@@ -60,9 +60,11 @@ def _keep_as_previous(path: Path) -> None:
     """Gives a checkpoint that is about to be replaced a second name, where the file system can; it has its own, too."""
     linked = path.with_name(f".{PREVIOUS}.{os.getpid()}")
     with suppress(OSError):
-        linked.unlink(missing_ok=True)
-        os.link(path, linked)
-        linked.replace(path.with_name(PREVIOUS))
+        try:
+            os.link(path, linked)
+            linked.replace(path.with_name(PREVIOUS))
+        finally:
+            linked.unlink(missing_ok=True)
 
 
 class KeepBestScore(Callback):

@@ -198,6 +198,7 @@ def test_fit_fills_the_folder_of_the_run(fitted):
     assert sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) == [
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "checkpoints/previous.ckpt",
         "config.yaml",
         "metrics.csv",
         "ranks.csv",

@@ -106,7 +106,7 @@ def test_a_run_that_is_stopped_again_and_again(folder, whole, ranks, signals):
             time.sleep(0.005)
         to_all = signum == signal.SIGKILL or draws.random() < 0.5  # of a terminal or of a scheduler, or of a person
         (os.killpg if to_all else os.kill)(process.pid, signum)
-        status = process.wait(timeout=60)
+        status = process.wait(timeout=240)
         said = process.stderr.read()
         if signum != signal.SIGKILL:
             assert status == STATUS[signum], said
@@ -142,7 +142,7 @@ def stopped(folder):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=240) == 143
     return run
 
 
@@ -167,7 +167,7 @@ def test_two_damaged_checkpoints_are_the_end(folder, stopped):
     for name in ("last.ckpt", "previous.ckpt"):
         flipped(run / "checkpoints" / name)
     process = start(folder, 1, "both")
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=240) == 1
     (says,) = process.stderr.read().splitlines()
     assert says.startswith("error: runs/both/checkpoints/previous.ckpt: the checkpoint cannot be read")
 
@@ -180,7 +180,7 @@ def test_two_runs_in_one_folder(folder):
     process.send_signal(signal.SIGSTOP)
     try:
         second = start(folder, 1, "shared")
-        assert second.wait(timeout=60) == 1
+        assert second.wait(timeout=240) == 1
         says = "error: runs/shared: another process trains here; wait for it, or pass --name for a new run."
         assert second.stderr.read().splitlines() == [says]
     finally:

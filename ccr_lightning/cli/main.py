@@ -131,6 +131,7 @@ _OTHERS = (
     "serve",
 )  # commands without a trainer, a module each
 SECONDS_FOR_THE_FIRST = 10
+SECONDS_TO_SAVE = 25  # Lightning kills the first process if another one that was interrupted ends before it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141  # as a shell says of a program that the closed pipe ended
     except Exception as error:
         status = error.exit_status if isinstance(error, Interrupted) else 1
-        if _first_process_speaks(parent):
+        if _first_process_speaks(parent, SECONDS_TO_SAVE if isinstance(error, Interrupted) else SECONDS_FOR_THE_FIRST):
             return status
         if not isinstance(error, CCRError):
             raise
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
 
 
-def _first_process_speaks(parent: int) -> bool:
+def _first_process_speaks(parent: int, seconds: float) -> bool:
     """Whether this process of several may be silent, because its parent, the first one, has ended with an error too.
 
     Most errors are found by all processes; what the first one does not find within some seconds is this one's to say.
@@ -182,7 +183,7 @@ def _first_process_speaks(parent: int) -> bool:
     """
     if is_first_process():
         return False
-    deadline = time.monotonic() + SECONDS_FOR_THE_FIRST
+    deadline = time.monotonic() + seconds
     while os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.1)
     return os.getppid() != parent

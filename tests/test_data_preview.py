@@ -6,13 +6,12 @@ import json
 import re
 import weakref
 from collections import Counter
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from xml.etree.ElementTree import TreeBuilder
 
 import numpy as np
 import pytest
+from pages import parse, text_of
 from PIL import Image
 
 from ccr_lightning.cli.data_preview import run
@@ -27,41 +26,6 @@ from ccr_lightning.pages import DARK, LANGUAGE_NAMES, LIGHT, MAX_CHARACTERS
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
 EVIL = """<script>alert("1")</script>'"--><b>&amp;"""
-
-
-class Parser(HTMLParser):
-    """Builds a tree, and fails where tags do not nest."""
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.builder, self.open = TreeBuilder(), []
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs)
-        self.builder.start(tag, {name: value or "" for name, value in attrs})
-        self.open.append(tag)
-        if tag in ("meta", "img"):
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.builder.end(tag)
-
-    def handle_data(self, data):
-        if self.open:
-            self.builder.data(data)
-
-
-def parse(path):
-    parser = Parser()
-    parser.feed(path.read_text(encoding="utf-8"))
-    parser.close()
-    assert not parser.open
-    return parser.builder.close()
-
-
-def text_of(element):
-    return "".join(element.itertext())
 
 
 def cards(page):

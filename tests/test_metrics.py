@@ -520,7 +520,8 @@ def planted(metric):
 
 @pytest.fixture
 def axes():
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

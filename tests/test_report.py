@@ -12,13 +12,14 @@ import shutil
 import statistics
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from xml.etree.ElementTree import TreeBuilder
 
+import matplotlib
 import numpy as np
 import pytest
+from browser import chromium, serious_violations, watched_page  # noqa: F401
+from pages import Parser, parse, text_of
 from PIL import Image
 from published_layouts import WRITERS, in_languages
 
@@ -33,54 +34,13 @@ from ccr_lightning.report.instances import instances_of
 from ccr_lightning.report.reading import Curve
 from ccr_lightning.report.spread import Bin, Spread
 
-pytest.importorskip("matplotlib").use("Agg")
+matplotlib.use("Agg")
 
-VOID = {"meta", "img", "br", "col"}
 EVIL = """<script>alert("1")</script>'--><b>&amp;$x$"""
 RTL = "\u202egnp.fdp"
 CONTROL = "red\x07\x1b[31m\x00dot"
 CONTROLS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 CUTOFFS = ("recall@1", "recall@5", "recall@10")
-
-
-class Parser(HTMLParser):
-    """Builds a tree, and fails where tags do not nest."""
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.builder, self.open = TreeBuilder(), []
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs)
-        self.builder.start(tag, {name: value or "" for name, value in attrs})
-        self.open.append(tag)
-        if tag in VOID:
-            self.handle_endtag(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        assert tag not in VOID
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.builder.end(tag)
-
-    def handle_data(self, data):
-        if self.open:
-            self.builder.data(data)
-
-
-def parse(path):
-    parser = Parser()
-    parser.feed(path.read_text(encoding="utf-8"))
-    parser.close()
-    assert not parser.open
-    return parser.builder.close()
-
-
-def text_of(element):
-    return "".join(element.itertext())
 
 
 def shown(page, path):
@@ -834,32 +794,16 @@ def test_help_and_missing_libraries(run, monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_in_a_browser(mode, written):
+def test_in_a_browser(mode, written, chromium):  # noqa: F811
     """Nothing is refused or missing, nothing runs over the edge of a phone, and axe finds nothing serious."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser_path is None:
-        pytest.skip("there is no Chromium here")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    messages = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=quiet)
-        context = browser.new_context(color_scheme=mode, viewport={"width": 360, "height": 800}, bypass_csp=True)
-        page = browser.new_context(color_scheme=mode, viewport={"width": 360, "height": 800}).new_page()
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda request: messages.append(request.url) if request.url[:5] != "data:" else None)
+    with watched_page(chromium, width=360, height=800, scheme=mode) as page:
         page.goto(written[3].as_uri())
-        assert messages == [written[3].as_uri()]
+        assert page.faults == []
+        assert [url for url in page.asked if not url.startswith("data:")] == [written[3].as_uri()]
         for width in (360, 1280):
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        checked = context.new_page()
-        checked.goto(written[3].as_uri())
-        for details in checked.query_selector_all("details"):
+        for details in page.query_selector_all("details"):
             details.evaluate("element => element.open = true")
-        found = axe.Axe().run(checked).response["violations"]
-        assert [(of["id"], of["nodes"][0]["html"]) for of in found if of["impact"] in ("serious", "critical")] == []
-        browser.close()
+        assert serious_violations(page) == []

@@ -120,16 +120,8 @@ example:
 """,
 }
 
-_OTHERS = (
-    "convert",
-    "data",
-    "embed",
-    "export",
-    "report",
-    "results",
-    "search",
-    "serve",
-)  # commands without a trainer, a module each
+# Commands without a trainer, a module each.
+_OTHERS = ("convert", "data", "embed", "export", "report", "results", "search", "serve")
 SECONDS_FOR_THE_FIRST = 10
 SECONDS_TO_SAVE = 25  # Lightning kills the first process if another one that was interrupted ends before it
 

@@ -49,8 +49,7 @@ class Index:
 
     Attributes:
         folder: As given.
-        model: How the model was ``named``, and hashes of its ``weights`` and ``inputs``; empty as long as nothing is in
-            the index.
+        model: How the model was ``named``, and hashes of its ``weights`` and ``inputs``; empty in a new index.
 
     Raises:
         CCRError: What is there is no index, or is damaged.
@@ -228,7 +227,7 @@ class Index:
         return ranks
 
     def check_model(self, model: DualEncoder, named: str = "this model") -> None:
-        """Check that a model is the one that made the index; one that was checked is not looked at again.
+        """Check that a model is the one that made the index; it is hashed once, and again when a weight has changed.
 
         Args:
             model: The model.

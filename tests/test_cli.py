@@ -251,7 +251,11 @@ def test_the_saved_config_says_everything(fitted, ccr, capsys):
     with pytest.raises(SystemExit, match="0"):
         ccr("fit", "--config", fitted[1] / "config.yaml", "--name", "again", "--print_config")
     printed = capsys.readouterr().out
-    again = re.sub("name: again", "name: drawn", printed).replace("resume: null\n", "")
+    again = (
+        re.sub("name: again", "name: drawn", printed)
+        .replace("resume: null\n", "")
+        .replace("resume_changed: false\n", "")
+    )
     assert again.splitlines()[1:] == text.splitlines()[2:]
 
 
@@ -452,15 +456,20 @@ def test_resume(at_home, ccr, config, expect_error):
     expect_error("fit", "--config", config, "--resume", "nowhere.ckpt", says=r"nowhere\.ckpt: there is no such check")
     expect_error(
         "fit", "--config", config, "--resume", "auto", "--model.masked_lm_weight", 0,
-        says="switch the same losses on as then",
+        says=r"other settings: model\.masked_lm_weight was 1\.0 and is 0\.0; give them as they were, or pass",
     )  # fmt: skip
     expect_error(
         "fit", "--config", config, "--resume", "auto", "--model.lr", 0.5,
-        says=r"the checkpoint's run began with lr 0\.002 and this one asks for 0\.5: keep model\.lr, ",
+        says=r"other settings: model\.lr was 0\.002 and is 0\.5; give them as they were, or pass --resume-changed",
+    )  # fmt: skip
+    expect_error(
+        "fit", "--config", config, "--resume", "auto", "--resume-changed", "--model.masked_lm_weight", 0,
+        says="switch the same losses on as then",
     )  # fmt: skip
     status, output, errors = ccr(
-        "fit", "--config", config, "--resume", "auto", "--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1
-    )
+        "fit", "--config", config, "--resume", "auto", "--resume-changed", "--trainer.max_epochs", 3,
+        "--trainer.log_every_n_steps", 1,
+    )  # fmt: skip
     assert (status, errors) == (0, "")
     assert "step 6/6" in output
     assert "step 2/" not in output
@@ -636,7 +645,7 @@ def test_a_start_that_fails_leaves_the_run_as_it_was(at_home, ccr, config, name,
 
 def test_a_run_that_has_moved_knows_its_best_score(ccr, config, tmp_path):
     """The model barely learns: no later epoch is better than the first, and best.ckpt stays that of the first."""
-    fit = ("fit", "--config", config, "--runs_dir", tmp_path, "--model.lr", 1e-12)
+    fit = ("fit", "--config", config, "--runs_dir", tmp_path, "--model.lr", 1e-12, "--resume-changed")
     assert ccr(*fit, "--name", "a", "--trainer.max_epochs", 1)[0] == 0
     for name in ("moved", "without-best"):
         shutil.copytree(tmp_path / "a", tmp_path / name)
@@ -667,7 +676,7 @@ def full_disk(monkeypatch):
 def test_a_full_disk(at_home, expect_error, config):
     (at_home / "embeddings.safetensors").write_bytes(b"earlier ones")
     before = {path: path.read_bytes() for path in at_home.rglob("*") if path.is_file()}
-    fit = ("fit", "--config", config, "--resume", "auto", "--trainer.max_epochs", 3)
+    fit = ("fit", "--config", config, "--resume", "auto", "--resume-changed", "--trainer.max_epochs", 3)
     for arguments, says in (
         (fit, r"config\.yaml: the configuration could not be written \(.*No space"),
         (
@@ -887,7 +896,8 @@ def test_checkpoints_that_do_not_fit(at_home, expect_error, tmp_path):
     )  # fmt: skip
     config, best = at_home / "config.yaml", at_home / "checkpoints" / "best.ckpt"
     expect_error(
-        "fit", "--config", config, "--resume", best, "--name", "new", "--model.retriever.init_args.fusion", "null",
+        "fit", "--config", config, "--resume", best, "--resume-changed", "--name", "new",
+        "--model.retriever.init_args.fusion", "null",
         "--model.matching_weight", 0, "--model.masked_lm_weight", 0, says="another architecture: ",
     )  # fmt: skip
     whole = best.read_bytes()

@@ -432,7 +432,7 @@ def test_the_checkpoints_tokeniser_is_used(data, tiny_jsonl, tmp_path):
     fitting.fit(Watcher(), datamodule=trained)
     fitting.save_checkpoint(tmp_path / "run.ckpt")
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert list(checkpoint["CaptionDataModule"]) == ["tokenizer", "global_batch", "order"]
+    assert list(checkpoint["CaptionDataModule"]) == ["tokenizer", "global_batch", "order", "images"]
     assert "datamodule_hyper_parameters" not in checkpoint
 
     only_test = tiny_jsonl(train=2, val=2, test=5, folder="elsewhere", languages=("de",))

@@ -159,7 +159,7 @@ def test_a_run_needs_its_own_folder_only(ccr, home, tmp_path):
     (tmp_path / "moved").rename(tmp_path / "runs")
     for resume in (settings, ["--config", tmp_path / "runs" / "alone" / "config.yaml", *settings[4:]]):
         status, _, errors = ccr(
-            "fit", *resume, "--resume", "auto", "--trainer.max_epochs", 2 + (resume is not settings)
+            "fit", *resume, "--resume", "auto", "--resume-changed", "--trainer.max_epochs", 2 + (resume is not settings)
         )
         assert (status, errors) == (0, "")
     saved = (tmp_path / "runs" / "alone" / "config.yaml").read_text()
@@ -227,7 +227,7 @@ def test_adapters_change_nothing_at_first_and_can_be_merged(home):
 def test_a_run_with_adapters_resumes_is_tested_and_exported(ccr, home):
     settings = ["--init_from", "siglip2", "--config", "tiny.yaml", "--name", "lora", "--model.tuned", "lora"]
     assert ccr("fit", *settings, "--trainer.max_epochs", 1)[0] == 0
-    assert ccr("fit", *settings, "--resume", "must")[0] == 0
+    assert ccr("fit", *settings, "--resume", "must", "--resume-changed")[0] == 0
     assert ccr("test", "--ckpt_path", "runs/lora")[0] == 0
     assert ccr("export", "runs/lora", "merged")[0] == 0
     start, end = (

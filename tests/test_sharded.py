@@ -221,7 +221,15 @@ def test_another_model_is_refused_in_a_sentence(exact_config, runs):
         (["--model.retriever.init_args.embed_dim", "8"], "the checkpoint is of another architecture: 4 of"),
     ):
         command = command_of(
-            exact_config, runs, "other", "--trainer.strategy", "fsdp2", "--resume", checkpoint, *change
+            exact_config,
+            runs,
+            "other",
+            "--trainer.strategy",
+            "fsdp2",
+            "--resume",
+            checkpoint,
+            "--resume-changed",
+            *change,
         )
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         (line,) = done.stderr.splitlines()

@@ -74,6 +74,7 @@ options:
   --resume auto         continue the run from its last checkpoint if it has one, start it otherwise
   --resume must         continue the run, or stop if it has no checkpoint
   --resume PATH         continue from this checkpoint
+  --resume-changed      with --resume: go on although settings or data are not those of the run so far
   --seed_everything N   seed of everything random (default: 0)
 
 {_SETTINGS}

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ccr_lightning.cli.differences import differences, is_one_of
+
 # Where things lie on a node, and how many of its cores read them, is its own matter.
 _OF_THE_NODE = ("runs_dir", "init_from", "data.source", "data.cache_dir", "data.num_workers")
 
@@ -22,13 +24,12 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in _NUMBERS)
 
 
-def first_difference(first: Mapping[str, Any], here: Mapping[str, Any], place: str = "") -> str | None:
+def first_difference(first: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """Names the first setting in which another node differs from the first one, of those that all must share.
 
     Args:
         first: The configuration of the first node.
         here: That of this node.
-        place: The dotted name of the setting that both are the values of.
 
     Example:
         >>> first_difference({"data": {"batch_size": 8}}, {"data": {"batch_size": 4}})
@@ -36,13 +37,7 @@ def first_difference(first: Mapping[str, Any], here: Mapping[str, Any], place: s
         >>> first_difference({"data": {"cache_dir": "a"}}, {"data": {"cache_dir": "b"}}) is None
         True
     """
-    for key in [*first, *(key for key in here if key not in first)]:
-        name, one, other = f"{place}{key}", first.get(key), here.get(key)
-        if name in _OF_THE_NODE or one == other:
-            continue
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            if differs := first_difference(one, other, f"{name}."):
-                return differs
-        else:
+    for name, one, other in differences(first, here):
+        if not is_one_of(name, _OF_THE_NODE):
             return f"{name} is {one} on the first node and {other}"
     return None

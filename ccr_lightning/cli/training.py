@@ -28,6 +28,7 @@ from ccr_lightning.cli.arguments import given_configs
 from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.cli.processes import first_difference, is_first_process
+from ccr_lightning.cli.resuming import check_settings
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError, Interrupted
@@ -41,6 +42,7 @@ from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.progress import EpochSummary, TrainingBar
+from ccr_lightning.training.same_data import CompareData
 from ccr_lightning.training.sharding import FullyShardedStrategy
 from ccr_lightning.training.stopping import SaveBetweenSteps, Stopped
 
@@ -93,6 +95,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--runs_dir", type=str, default="runs", help="the folder in which runs lie")
         if subcommand == "fit":
             parser.add_argument("--resume", type=str | None, default=None, help="auto, must or a checkpoint's path")
+            parser.add_argument(
+                "--resume-changed", action="store_true", help="go on although settings or data have changed"
+            )
         # Of fit, but a run's config.yaml says it to the other commands too.
         parser.add_argument("--init_from", type=str | None, default=None, help="checkpoint that training starts from")
         return parser
@@ -130,7 +135,7 @@ class TrainingCLI(LightningCLI):
         self.resume_from = None
         self.asked = settings
         if self.subcommand == "fit":
-            resume = settings.pop("resume")
+            resume, self.accepts_changes = settings.pop("resume"), settings.pop("resume_changed")
             if resume in ("auto", "must"):
                 _mend_last(self.folder)
             self.resume_from = self.folder.resume_from(resume)
@@ -145,9 +150,18 @@ class TrainingCLI(LightningCLI):
             if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
                 _take_own_model(settings, self.folder.model)
                 _keep_names(self.asked, self.folder.config)
+            self._compare_settings()
             is_run = start is not None and Path(start).is_file()
             self.start = read_checkpoint(Path(start), "meta") if is_run else None
             _prepare_data(settings, self.start)
+
+    def _compare_settings(self) -> None:
+        """Says what a run that resumes is to do in another way than before, or refuses it."""
+        if self.resume_from is None or not (file := self.resume_from.parent.parent / "config.yaml").is_file():
+            return
+        now = yaml.safe_load(self._settings_as_written())
+        if accepted := check_settings(load_config(str(file)), now, self.accepts_changes):
+            _say(accepted)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""
@@ -170,6 +184,7 @@ class TrainingCLI(LightningCLI):
                 # Not save_last=True, which saves only when the best checkpoint is a new one.
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
                 KeepBestScore(),
+                CompareData(self.accepts_changes),
                 LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
                 PassOverBadSteps(self.folder.path),
                 SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS),
@@ -222,6 +237,7 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, model: RetrievalModule, datamodule: CaptionDataModule) -> None:
         """Trains, then tests the best checkpoint."""
+        model.accepts_changes = datamodule.accepts_changes = self.accepts_changes
         _take_tokenizer(datamodule, self.start)
         if self.resume_from is None and (start := self.config[self.subcommand].init_from):
             _start_from(model, start)
@@ -333,11 +349,16 @@ class TrainingCLI(LightningCLI):
             return None
         return f"limit_{split}_batches is {limit}, and the numbers of some batches are not those of the split"
 
-    def _begin_run(self) -> None:
-        """Writes the configuration; a node that does not see it would not see the checkpoints either."""
+    def _settings_as_written(self) -> str:
+        """The configuration as a run's folder has it, in YAML."""
         settings = self.asked.clone()
         settings.pop("config", None)
-        text = self._parser(self.subcommand).dump(settings, skip_unset=False, skip_validation=True)
+        text: str = self._parser(self.subcommand).dump(settings, skip_unset=False, skip_validation=True)
+        return text
+
+    def _begin_run(self) -> None:
+        """Writes the configuration; a node that does not see it would not see the checkpoints either."""
+        text = self._settings_as_written()
         if self.trainer.is_global_zero:
             self.model.retriever.save_settings(self.folder.model)
             write_config(self.folder.config, text)

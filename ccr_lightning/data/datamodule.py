@@ -86,9 +86,13 @@ class CaptionDataModule(lightning.LightningDataModule):
         max_bad_fraction: Share of bad records, in [0, 1], above which skipping stops too.
         cache_dir: Folder of the stores; by default ``$CCR_CACHE_DIR`` or the user's cache folder.
 
+    Attributes:
+        accepts_changes: Whether a run that resumes in mid-epoch may go on in another order, or with batches of another
+            size: the epoch then ends with what is left of it in the new order.
+
     Raises:
         CCRError: A setting is out of range, a language or a split does not exist, an image cannot be read, or a run
-            resumes in mid-epoch with batches of another size.
+            resumes in mid-epoch in another order or with batches of another size, which nobody has accepted.
     """
 
     def __init__(
@@ -142,9 +146,11 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._languages = None if languages is None else tuple(languages)
         self._cache_dir = cache_dir
         self._stores: dict[str, Store] = {}
+        self._outlined: dict[str, str] = {}
         self._shards: ShardIndex | None = None
         self._saved_global_batch: int | None = None
         self._saved_order: str | None = None
+        self.accepts_changes = False
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -282,10 +288,10 @@ class CaptionDataModule(lightning.LightningDataModule):
         return batch._replace(images=self.transform.normalize(batch.images))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokeniser, as plain types, how many images all devices take at a step, and what orders them."""
+        """Return the tokeniser, as plain types, how many images all devices take at a step, and which in what order."""
         state: dict[str, Any] = {"tokenizer": self.tokenizer.to_dict(), "global_batch": self._global_batch()}
         is_fitting = self.train_shards is not None or "train" in self._stores
-        return {**state, "order": self._order_of_images()} if is_fitting else state
+        return {**state, "order": self._order_of_images(), "images": self._outlines()} if is_fitting else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the checkpoint's tokeniser, since its weights belong to it, and where it was in the data."""
@@ -366,11 +372,26 @@ class CaptionDataModule(lightning.LightningDataModule):
         if self.train_shards is None:
             manifest = self._store("train").manifest
             return f"{manifest['images']} images of a store in {drawn}, length_window {self.length_window}"
-        digest = hashlib.sha256(json.dumps(self._shard_index().content).encode()).hexdigest()[:8]
         return (
-            f"shards {digest} in {drawn}, that {self._rank_and_world_size()[1]} devices read with "
+            f"shards {self._digest_of_shards()} in {drawn}, that {self._rank_and_world_size()[1]} devices read with "
             f"{max(1, self.num_workers)} workers each, {self.batch_size} images at a time out of {self.shuffle_buffer}"
         )
+
+    def _outlines(self) -> dict[str, str]:
+        """Which images and captions are trained and validated on, by split, in a few words that tell any change."""
+        outlines = {name: self._outline_of_store(name) for name in self._stores if name != "test"}
+        if self.train_shards is not None:
+            outlines["train"] = f"shards {self._digest_of_shards()}"
+        return outlines
+
+    def _outline_of_store(self, split: str) -> str:
+        if split not in self._outlined:
+            store = self._store(split)
+            self._outlined[split] = f"{len(store)} images ({store.outline_sha256()[:8]})"
+        return self._outlined[split]
+
+    def _digest_of_shards(self) -> str:
+        return hashlib.sha256(json.dumps(self._shard_index().content).encode()).hexdigest()[:8]
 
     def _reshuffle(self) -> bool:
         return not getattr(self.trainer, "overfit_batches", 0)
@@ -432,6 +453,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         if epochs.started == epochs.processed or not batches.processed:
             return epochs.processed, 0
+        if self.accepts_changes:
+            return epochs.processed, batches.processed
         if self._saved_order not in (None, now := self._order_of_images()):
             raise CCRError(
                 f"the checkpoint lies within an epoch of {self._saved_order}, and now there would be {now}, in another "

@@ -125,6 +125,28 @@ def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequenc
     return None
 
 
+def take_optimizer_settings(checkpoint: Mapping[str, Any], now: Sequence[Mapping[str, Any]]) -> None:
+    """Puts new settings into the optimiser and the schedule of a checkpoint, in place, from its step on.
+
+    Args:
+        checkpoint: With ``optimizer_states`` and ``lr_schedulers``.
+        now: Parameter groups with ``lr``, ``weight_decay`` and ``betas``, in the order of those of the checkpoint.
+
+    Example:
+        >>> group = {"lr": 0.05, "initial_lr": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.98)}  # half-way down
+        >>> checkpoint = {"optimizer_states": [{"param_groups": [group]}], "lr_schedulers": [{"base_lrs": [0.1]}]}
+        >>> take_optimizer_settings(checkpoint, [{"lr": 0.02, "weight_decay": 0.0, "betas": (0.9, 0.98)}])
+        >>> group["lr"], group["initial_lr"], checkpoint["lr_schedulers"]
+        (0.01, 0.02, [{'base_lrs': [0.02]}])
+    """
+    for state in checkpoint["optimizer_states"]:
+        for old, new in zip(state["param_groups"], now, strict=False):
+            old["lr"] *= new["lr"] / old["initial_lr"]
+            old |= {"initial_lr": new["lr"], "weight_decay": new["weight_decay"], "betas": tuple(new["betas"])}
+    for schedule in checkpoint["lr_schedulers"]:
+        schedule["base_lrs"] = [group["lr"] for group in now]
+
+
 class RunFolder:
     """The folder of a run: ``config.yaml``, ``checkpoints/``, ``metrics.csv``, ``results.json``, ``ranks.csv``.
 

@@ -27,7 +27,7 @@ from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.training.checkpoint_file import explain_mismatch
-from ccr_lightning.training.checkpointing import explain_optimizer_mismatch
+from ccr_lightning.training.checkpointing import explain_optimizer_mismatch, take_optimizer_settings
 from ccr_lightning.training.checks import (
     check_galleries,
     check_mrv_languages,
@@ -89,6 +89,7 @@ class RetrievalModule(LightningModule):
     Attributes:
         evaluation: The numbers of the split that was scored last, and the rank of every query.
         reranked: The same after re-ranking; None without.
+        accepts_changes: Whether a run that resumes takes the optimiser's settings of now instead of those of before.
 
     Raises:
         CCRError: If a setting makes no sense, or does not suit the model or the data.
@@ -168,6 +169,7 @@ class RetrievalModule(LightningModule):
         distributed.keep_constants(self)
         self.evaluation: Evaluation | None = None
         self.reranked: Evaluation | None = None
+        self.accepts_changes = False
 
     def setup(self, stage: str) -> None:
         """Checks the settings against the data, and freezes what no loss reaches."""
@@ -417,10 +419,10 @@ class RetrievalModule(LightningModule):
         if self.trainer.state.fn != "fit" or (weights and explain_mismatch(self.state_dict(), weights)):
             return  # another architecture is refused below
         before = [group for optimizer in checkpoint.get("optimizer_states", []) for group in optimizer["param_groups"]]
-        mismatch = explain_optimizer_mismatch(
-            [group | {"betas": self.betas} for group in self._parameter_groups()], before
-        )
-        if mismatch:
+        now = [group | {"betas": self.betas} for group in self._parameter_groups()]
+        if self.accepts_changes:
+            take_optimizer_settings(checkpoint, now)
+        if mismatch := explain_optimizer_mismatch(now, before):
             raise CCRError(mismatch)
 
     def load_initial_weights(self, weights: Mapping[str, Tensor]) -> list[str]:

@@ -432,11 +432,15 @@ def test_predict(at_home, ccr, jsonl):
 
 
 def test_the_command_line_wins_over_checkpoint_and_config(at_home, ccr):
-    status, _, errors = ccr(
+    status, output, errors = ccr(
         "test", "--ckpt_path", at_home, "--data.languages", "[ja, en]", "--model.protocol.mrv_languages", "[ja, en]",
         "--name", "fewer", "--runs_dir", "elsewhere", "--seed_everything", 5,
     )  # fmt: skip
     assert (status, errors) == (0, "")
+    assert output.startswith(
+        "other settings than the run's: seed_everything was 0 and is 5, model.protocol.mrv_languages was null and is "
+        "[ja, en], data.languages was null and is [ja, en]\n"
+    )
     document = json.loads(Path("elsewhere/fewer/results.json").read_text())
     assert list(document["languages"]) == ["ja", "en"]
     assert document["mrv"]["languages"] == ["ja", "en"]

@@ -1,4 +1,4 @@
-"""Whether a run that resumes is asked for what it was asked for before."""
+"""Whether a run that resumes, or is scored, is asked for what it was asked for before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccr_lightning.cli.differences import Difference, differences, is_one_of
+from ccr_lightning.cli.run_config import OF_THE_DATA, OF_THE_PROTOCOL
 from ccr_lightning.errors import CCRError
 
 # Where things lie, and what says where a run begins; the data are compared themselves, not their paths.
@@ -22,6 +23,10 @@ _FREE = (
     *("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.bad_records", "data.max_bad_fraction"),
     *("model.protocol", "model.is_compiled", "model.chunk_size"),
 )
+
+# What an evaluation depends on, and what it is not built from, since the checkpoint has the weights.
+_OF_AN_EVALUATION = ("seed_everything", "trainer.precision", "data", "model")
+_BROUGHT = ("pretrained", "pretrained_file", "name_or_path", "text_weights")
 
 # What a checkpoint brings along, since its weights belong to it.
 _OF_THE_WEIGHTS = ("data.tokenizer",)
@@ -57,6 +62,29 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], accepts_ch
             "--resume-changed to go on with these."
         )
     return f"other settings than before: {_listed(found)}" if found else ""
+
+
+def changes_of_evaluation(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say in a line in which settings an evaluation differs from those of the run; empty if in none.
+
+    Args:
+        before: As the run's ``config.yaml`` has it.
+        now: The same of the evaluation, which counts.
+
+    Example:
+        >>> changes_of_evaluation({"model": {"seed": 0}, "name": "a"}, {"model": {"seed": 1}, "name": "b"})
+        "other settings than the run's: model.seed was 0 and is 1"
+    """
+    found = [
+        change
+        for change in differences(before, now)
+        if is_one_of(change.name, _OF_AN_EVALUATION) and change.name.rpartition(".")[2] not in _BROUGHT
+    ]
+    if any(change.name == "data.source" for change in found):
+        of_source = [f"data.{name}" for name in OF_THE_DATA if name != "source"]
+        of_source += [f"model.protocol.{name}" for name in OF_THE_PROTOCOL]
+        found = [change for change in found if not is_one_of(change.name, of_source)]
+    return f"other settings than the run's: {_listed(found)}" if found else ""
 
 
 def _belongs_to_weights(change: Difference) -> bool:

@@ -19,11 +19,11 @@ from ccr_lightning.cli.processes import is_first_process
 from ccr_lightning.errors import CCRError
 
 # What another source has its own of.
-_OF_THE_DATA = (
+OF_THE_DATA = (
     *("source", "languages", "languages_per_step", "required_languages"),
     *("bad_records", "max_bad_fraction", "train_shards"),
 )
-_OF_THE_PROTOCOL = ("mrv_languages", "folds")
+OF_THE_PROTOCOL = ("mrv_languages", "folds")
 
 # What was said for training alone: how much of a split it scored by the way, and on how many machines it ran.
 _OF_TRAINING = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "num_nodes")
@@ -241,8 +241,8 @@ def _without_source(config: Mapping[str, Any]) -> dict[str, Any]:
     model = config.get("model") or {}
     return {
         **config,
-        "data": _without(config.get("data"), _OF_THE_DATA),
-        "model": {**model, "protocol": _without(model.get("protocol"), _OF_THE_PROTOCOL)},
+        "data": _without(config.get("data"), OF_THE_DATA),
+        "model": {**model, "protocol": _without(model.get("protocol"), OF_THE_PROTOCOL)},
     }
 
 

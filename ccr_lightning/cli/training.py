@@ -28,7 +28,7 @@ from ccr_lightning.cli.arguments import given_configs
 from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
 from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
 from ccr_lightning.cli.processes import first_difference, is_first_process
-from ccr_lightning.cli.resuming import check_settings
+from ccr_lightning.cli.resuming import changes_of_evaluation, check_settings
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError, Interrupted
@@ -150,18 +150,25 @@ class TrainingCLI(LightningCLI):
             if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
                 _take_own_model(settings, self.folder.model)
                 _keep_names(self.asked, self.folder.config)
-            self._compare_settings()
+            if self.resume_from is not None:
+                self._compare_with(self.resume_from)
             is_run = start is not None and Path(start).is_file()
             self.start = read_checkpoint(Path(start), "meta") if is_run else None
             _prepare_data(settings, self.start)
+        elif settings.ckpt_path is not None:
+            self._compare_with(Path(settings.ckpt_path))
 
-    def _compare_settings(self) -> None:
-        """Says what a run that resumes is to do in another way than before, or refuses it."""
-        if self.resume_from is None or not (file := self.resume_from.parent.parent / "config.yaml").is_file():
+    def _compare_with(self, checkpoint: Path) -> None:
+        """Says what is asked for that the run of a checkpoint did in another way; one that resumes may refuse it."""
+        if not checkpoint.is_file() or not (file := checkpoint.parent.parent / "config.yaml").is_file():
             return
-        now = yaml.safe_load(self._settings_as_written())
-        if accepted := check_settings(load_config(str(file)), now, self.accepts_changes):
-            _say(accepted)
+        before, now = load_config(str(file)), yaml.safe_load(self._settings_as_written())
+        if self.subcommand == "fit":
+            changes = check_settings(before, now, self.accepts_changes)
+        else:
+            changes = changes_of_evaluation(before, now)
+        if changes:
+            _say(changes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run's folder."""

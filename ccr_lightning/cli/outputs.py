@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from ccr_lightning.evaluation.table import print_results
 from ccr_lightning.files import atomic_write
 from ccr_lightning.training.module import RetrievalModule
 
+_LISTED = 10  # of what was left out
 _ADVICE = "free some space or change --runs_dir"
 
 
@@ -92,6 +94,19 @@ def _model(model: RetrievalModule, weights: Mapping[str, Tensor]) -> dict[str, A
         "model": {"parameters": sum(of.numel() for of in model.parameters()), "sha256": weights_sha256(of_retriever)},
         "ran_on": {"device": model.device.type, "devices": trainer.world_size, "precision": trainer.precision},
     }
+
+
+def print_left_out(data: CaptionDataModule) -> None:
+    """Lists what the training split had that was not trained on; nothing if it had no such thing."""
+    file, entries = data.list_of_left_out("train")
+    if not entries:
+        return
+    kinds = Counter(entry["kind"] for entry in entries)
+    print(f"left out of training: {', '.join(f'{count} x {kind}' for kind, count in kinds.most_common())}")
+    for entry in entries[:_LISTED]:
+        print(f"  {entry['message']}")
+    if len(entries) > _LISTED:
+        print(f"  and {len(entries) - _LISTED} more: {file} lists all")
 
 
 def write_embeddings(

@@ -26,7 +26,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ccr_lightning.cli.arguments import given_configs
 from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
-from ccr_lightning.cli.outputs import write_config, write_embeddings, write_scores
+from ccr_lightning.cli.outputs import print_left_out, write_config, write_embeddings, write_scores
 from ccr_lightning.cli.processes import first_difference, is_first_process
 from ccr_lightning.cli.resuming import changes_of_evaluation, check_settings
 from ccr_lightning.data.datamodule import CaptionDataModule
@@ -254,6 +254,8 @@ class TrainingCLI(LightningCLI):
             try:
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
                 self._test_what_was_trained()
+                if self.trainer.is_global_zero:
+                    print_left_out(datamodule)
             except SystemExit as error:  # Stopped, or what Lightning makes of a second Ctrl-C
                 signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
                 raise Interrupted(self._how_to_go_on(), 128 + signum) from error

@@ -24,7 +24,7 @@ from ccr_lightning.data.shard_stream import ShardBatches, ShardLoader, ShardStre
 from ccr_lightning.data.signals import leave_signals_to_the_parent
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.webdataset import ShardIndex, WebDatasetShards, read_index
-from ccr_lightning.data.store import Store, open_store, store_folder
+from ccr_lightning.data.store import LEFT_OUT, Store, open_store, read_left_out, store_folder
 from ccr_lightning.data.store_reader import StoreReader
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
@@ -189,6 +189,12 @@ class CaptionDataModule(lightning.LightningDataModule):
         """Return how many bad records and blank captions the split had."""
         manifest = self._store(split).manifest
         return {name: manifest[name] for name in ("bad_records", "blank_captions")}
+
+    def list_of_left_out(self, split: str) -> tuple[Path, list[dict[str, str]]]:
+        """Return the file that lists what a split had and its store or shards have not, and its entries."""
+        if split == "train" and self.train_shards is not None:
+            return Path(self.train_shards) / LEFT_OUT, read_left_out(Path(self.train_shards))
+        return self._store(split).folder / LEFT_OUT, read_left_out(self._store(split).folder)
 
     def made_of(self, split: str) -> dict[str, Any]:
         """Return what an evaluation of the split depends on: hashes and settings of data, tokeniser and transform."""

@@ -30,6 +30,7 @@ from ccr_lightning.cli.outputs import print_left_out, write_config, write_embedd
 from ccr_lightning.cli.processes import first_difference, is_first_process
 from ccr_lightning.cli.resuming import changes_of_evaluation, check_settings
 from ccr_lightning.data.datamodule import CaptionDataModule
+from ccr_lightning.data.workers import explain_worker
 from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError, Interrupted
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
@@ -218,7 +219,9 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except RuntimeError as error:  # for example, a collective that another process has left
+        except (CCRError, RuntimeError) as error:  # for example, a collective that another process has left
+            if (explained := explain_worker(error)) is not None:
+                raise explained from error
             if self.trainer.world_size > 1 and (lost_another_process(error) or self._another_process_failed()):
                 again = "go on with --resume auto" if subcommand == "fit" else "start again"
                 raise CCRError(

@@ -21,13 +21,13 @@ from ccr_lightning.data.dataset import CaptionSamples, ImageSamples, TrainSample
 from ccr_lightning.data.open_clip_inputs import OpenClipTokenizer
 from ccr_lightning.data.sampler import ShardSampler, TrainBatchSampler
 from ccr_lightning.data.shard_stream import ShardBatches, ShardLoader, ShardStream
-from ccr_lightning.data.signals import leave_signals_to_the_parent
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.webdataset import ShardIndex, WebDatasetShards, read_index
 from ccr_lightning.data.store import LEFT_OUT, Store, open_store, read_left_out, store_folder
 from ccr_lightning.data.store_reader import StoreReader
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
+from ccr_lightning.data.workers import end_with_this_process, leave_signals_to_the_parent
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, settings_sha256
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
@@ -492,6 +492,7 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     def _loader_settings(self) -> dict[str, Any]:
         if self.num_workers:
+            end_with_this_process()
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads do not survive the fork of workers
         return {
             "num_workers": self.num_workers,

@@ -1,0 +1,62 @@
+"""Processes that load batches: when they end, and what it means that one has ended too early."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import re
+import signal
+from functools import cache
+
+from ccr_lightning.errors import CCRError
+
+_ENDED = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]+)|exited unexpect)")
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ignores SIGTERM and Ctrl-C, which a terminal or a scheduler sends to a whole group of processes.
+
+    The parent may still need batches to end in order. It ends its workers itself, see :func:`end_with_this_process`,
+    and a worker whose parent has died ends, too.
+
+    Args:
+        worker: Its number.
+    """
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+@cache  # once is enough
+def end_with_this_process() -> None:
+    """Sees to it that no worker is waited for when this process ends: multiprocessing would ask them with SIGTERM."""
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def explain_worker(error: BaseException) -> CCRError | None:
+    """Returns an error of a worker as a user should read it, or None if it is not one that can be put right.
+
+    Args:
+        error: What torch raised in the process that the worker loads for: that the worker has died, or its own error
+            with its traceback in the message.
+
+    Example:
+        >>> print(explain_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")))
+        a process that loads batches has died (Killed), often for want of memory: lower data.num_workers.
+    """
+    if isinstance(error, CCRError) and "Original Traceback (most recent call last):" in str(error):
+        own = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")[2]
+        return CCRError(own.removesuffix("\\n").strip())  # as printable() writes a line's end
+    if not isinstance(error, RuntimeError) or not (found := _ENDED.match(str(error))):
+        return None
+    how = found["signal"] or "without a word"
+    if how == "Bus error":
+        why = "for want of shared memory: enlarge /dev/shm (docker run --shm-size 8g), or"
+    else:
+        why = "often for want of memory:"
+    return CCRError(f"a process that loads batches has died ({how}), {why} lower data.num_workers.")

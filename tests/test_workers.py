@@ -1,0 +1,86 @@
+"""``ccr fit`` whose workers die, or find a fault: one sentence, as without workers."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ccr_lightning.data.workers import explain_worker
+
+CCR = [sys.executable, "-m", "ccr_lightning.cli.main"]
+
+
+@pytest.fixture
+def config(tmp_path, tiny_jsonl, tiny_config):
+    config = tiny_config(tiny_jsonl(train=80), tmp_path / "cache")
+    config["trainer"] |= {"max_epochs": 30, "log_every_n_steps": 1}
+    config["data"]["num_workers"] = 2
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def children_of(pid):
+    """The processes that a process has started, which have not ended."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_worker_that_is_killed(config, tmp_path):
+    process = subprocess.Popen(
+        [*CCR, "fit", "--config", config], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "runs" / "tiny" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    says = "a process that loads batches has died (Killed), often for want of memory: lower data.num_workers."
+    assert (process.returncode, errors) == (1, f"error: {says}\n")
+    done = subprocess.run(
+        [*CCR, "fit", "--config", config, "--resume", "auto", "--data.num_workers", "1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fault_that_a_worker_finds(config, tmp_path):
+    shards = tmp_path / "shards"
+    build = [*CCR, "data", "shards", config, "--out", shards, "--shard_mb", "0.005"]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    for shard in (shards / "train").glob("*.tar"):
+        content = shard.read_bytes()
+        shard.write_bytes(re.sub(rb"IDAT.{8}", b"IDAT" + bytes(8), content, flags=re.DOTALL))
+    fit = [*CCR, "fit", "--config", config, "--data.train_shards", shards / "train"]
+    done = subprocess.run(fit, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"error: .*shard-\d+\.tar: 0000000\d\d: the image .*", line)
+
+
+@pytest.mark.parametrize(
+    ("torch_says", "we_say"),
+    [
+        (
+            "DataLoader worker (pid(s) 4, 5) exited unexpectedly",
+            r"died \(without a word\), often for want of memory",
+        ),
+        (
+            "DataLoader worker (pid 4) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit.",
+            r"died \(Bus error\), for want of shared memory: enlarge /dev/shm \(docker run --shm-size 8g\), or",
+        ),
+    ],
+)
+def test_what_torch_says_of_workers(torch_says, we_say):
+    assert re.search(we_say, str(explain_worker(RuntimeError(torch_says))))
+
+
+def test_other_errors_are_left_alone():
+    assert explain_worker(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -16,6 +16,7 @@ import torch
 
 COMMAND = [sys.executable, "-m", "ccr_lightning.cli.main", "fit"]
 STEPS, EPOCHS = 10, 3
+TIMES = 10
 KILLED_IN_A_VALIDATION = """
 import os, signal, sys
 from ccr_lightning.cli import training
@@ -49,8 +50,8 @@ def folder(tmp_path_factory, write_tiny_jsonl, tiny_config):
     return folder
 
 
-def start(folder, ranks, name, stdout=subprocess.DEVNULL):
-    command = [*COMMAND, "--config", f"{ranks}.yaml", "--name", name, "--resume", "auto"]
+def start(folder, ranks, name, *settings, stdout=subprocess.DEVNULL):
+    command = [*COMMAND, "--config", f"{ranks}.yaml", "--name", name, "--resume", "auto", *settings]
     return subprocess.Popen(
         command, cwd=folder, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -62,6 +63,11 @@ def losses(run):
         return {}
     lines = csv.DictReader((run / "metrics.csv").read_text().rpartition("\n")[0].splitlines())
     return {int(line["step"]): line["train/loss"] for line in lines if line.get("train/loss")}
+
+
+def changed(run):
+    """When something was logged last."""
+    return (run / "metrics.csv").stat().st_mtime_ns if (run / "metrics.csv").exists() else None
 
 
 def weights(run):
@@ -84,24 +90,20 @@ def whole(folder):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize(
-    "signals",
-    [
-        pytest.param([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], id="stopped"),
-        pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL], id="killed"),
-    ],
-)
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_that_is_stopped_again_and_again(folder, whole, ranks, signals):
+def test_a_run_that_is_stopped_or_killed_ten_times(folder, whole, ranks, workers):
     expected = whole(ranks)
-    name = f"{ranks}-{'-'.join(of.name for of in signals)}"
+    name = f"{ranks} ranks, {workers} workers"
     run, draws = folder / "runs" / name, random.Random(name)
     reached = 0
-    for number, signum in enumerate(signals):
-        process = start(folder, ranks, name)
-        last = (number + 1) * STEPS * EPOCHS // (len(signals) + 1)
+    for number in range(TIMES):
+        signum = draws.choice([signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+        before = changed(run)
+        process = start(folder, ranks, name, "--data.num_workers", str(workers))
+        last = (number + 1) * STEPS * EPOCHS // (TIMES + 1)
         wanted = draws.randint(reached + 1, max(reached + 1, last))
-        while len(losses(run)) < wanted:
+        while changed(run) == before or len(losses(run)) < wanted:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.005)
         to_all = signum == signal.SIGKILL or draws.random() < 0.5  # of a terminal or of a scheduler, or of a person

@@ -30,6 +30,7 @@ commands:
   results     show the results of several runs side by side
   report      write a page on the results of runs: figures, and the images on which languages disagree
   data        check, preview, build, shard and translate captioned images, without a model
+  doctor      what is installed, what the machine has, and what to do about what is wrong
 
 start here:
   ccr fit --config configs/pretrain.yaml        train on the built-in pictures (about 8 minutes on 2 CPU cores)
@@ -122,7 +123,7 @@ example:
 }
 
 # Commands without a trainer, a module each.
-_OTHERS = ("convert", "data", "embed", "export", "report", "results", "search", "serve")
+_OTHERS = ("convert", "data", "doctor", "embed", "export", "report", "results", "search", "serve")
 SECONDS_FOR_THE_FIRST = 10
 SECONDS_TO_SAVE = 25  # Lightning kills the first process if another one that was interrupted ends before it
 

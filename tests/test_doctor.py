@@ -137,7 +137,7 @@ def test_what_is_amiss_has_a_remedy(tmp_path):
     (tmp_path / "file").touch()
     status, found = examined(
         "--runs_dir", tmp_path / "file" / "runs",
-        before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)),
+        before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 2000)),
         CCR_CACHE_DIR=str(tmp_path / "file"), RANK="1", WORLD_SIZE="2", PATH="", HF_HUB_OFFLINE="1",
     )  # fmt: skip
     assert status == 1
@@ -145,7 +145,7 @@ def test_what_is_amiss_has_a_remedy(tmp_path):
     assert f"the folder {tmp_path / 'file'} cannot be written" in found["cache"]["found"]
     assert found["a job's variables"]["found"] == "RANK=1, WORLD_SIZE=2"
     assert found["a job's variables"]["remedy"].endswith("unset RANK WORLD_SIZE")
-    assert (found["open files"]["found"], found["open files"]["remedy"]) == ("200 at most", "ulimit -n 200")
+    assert (found["open files"]["found"], found["open files"]["remedy"]) == ("200 at most", "ulimit -n 1024")
     assert found["C++ compiler"]["found"] == "none"
     assert found["ccr"]["found"].endswith("not in PATH")
     assert "unset HF_HUB_OFFLINE" in found["HF_HUB_OFFLINE"]["remedy"]

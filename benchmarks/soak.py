@@ -220,7 +220,8 @@ def hurt(run: Run, total: int, seed: int) -> dict[str, Any]:
         happened[-1].setdefault("statuses", []).append(status)
         if last_fault == "full disk" and len(happened[-1]["statuses"]) > 1:
             last_fault = ""
-        if last_fault in DAMAGE and (path := run.run / "checkpoints" / "last.ckpt").exists():
+        path = run.run / "checkpoints" / "last.ckpt"
+        if last_fault in DAMAGE and path.with_name("previous.ckpt").exists():
             path.write_bytes(DAMAGE[last_fault](path.read_bytes()))
 
 

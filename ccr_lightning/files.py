@@ -54,6 +54,26 @@ def atomic_write(path: Path, what: str, advice: str = "free some space or choose
             temporary.unlink()
 
 
+def load_json(text: str | bytes) -> Any:
+    """Return what JSON says; a file of somebody else may be nested more deeply than Python can follow.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply.
+
+    Example:
+        >>> load_json('{"a": [1]}')
+        {'a': [1]}
+        >>> load_json("[" * 100_000)
+        Traceback (most recent call last):
+        ...
+        ValueError: it is nested too deeply
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def file_name(name: str) -> str:
     """Return a name that becomes one of a file: names of data sets and splits may come from anywhere.
 

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from fuzz_targets import Target, quiet, targets
-from mutating import Mutate, mutated
+from mutating import mutated
 
 from ccr_lightning.errors import CCRError
 
@@ -41,7 +41,7 @@ def _too_slow(signum: int, frame: FrameType | None) -> NoReturn:
     raise TimeoutError(f"not read within {SECONDS} s")
 
 
-def fuzz(target: Target, inputs: int, seed: str, mutate: Mutate = mutated) -> Fuzzed:
+def fuzz(target: Target, inputs: int, seed: str) -> Fuzzed:
     """Reads damaged files, each a function of the seed and its number, and puts the good one back after each."""
     good = {path: path.read_bytes() for path in target.files}
     came: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def fuzz(target: Target, inputs: int, seed: str, mutate: Mutate = mutated) -> Fu
         for number in range(inputs):
             rng = random.Random(f"{seed} {number}")
             path = rng.choice(target.files)
-            content = mutate(good[path], rng)
+            content = mutated(good[path], rng)
             path.write_bytes(content)
             start = time.perf_counter()
             signal.alarm(SECONDS)

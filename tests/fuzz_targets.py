@@ -22,6 +22,7 @@ from ccr_lightning.data.store import open_store, read_left_out
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.evaluation.comparison import comparison, read_results, rows_of
 from ccr_lightning.evaluation.query_ranks import read_query_ranks
+from ccr_lightning.files import load_json
 from ccr_lightning.models.loading import describe, from_pretrained
 from ccr_lightning.models.pretrained import read_weights
 from ccr_lightning.models.torch_file import read_torch_file
@@ -111,8 +112,8 @@ def _copy(path: Path, home: Path) -> Path:
 def _of_a_run(home: Path, trained: Path) -> dict[str, Target]:
     run = Path(shutil.copytree(trained, home / "run"))
     last = run / "checkpoints" / "last.ckpt"
-    (store,) = [Path(shutil.copytree(path, home / path.name)) for path in trained.parents[1].glob("cache/*-test-*-v*")]
-    tokenizer = _copy(next(trained.parents[1].glob("cache/*tokenizer*.json")), home)
+    (store,) = [Path(shutil.copytree(path, home / path.name)) for path in trained.parents[1].glob("cache/jsonl-test-*")]
+    tokenizer = _copy(next(trained.parents[1].glob("cache/jsonl-tokenizer-*.json")), home)
     left_out = store / "left_out.jsonl"
     left_out.write_text(json.dumps({"left_out": "record", "kind": "missing image", "message": "a"}) + "\n")
 
@@ -143,7 +144,7 @@ def _of_a_run(home: Path, trained: Path) -> dict[str, Target]:
 def _read_tokenizer(path: Path) -> None:
     """As the data module does with that in its cache, for which all these say that the file is damaged."""
     try:
-        CaptionTokenizer.from_dict(json.loads(path.read_bytes()))
+        CaptionTokenizer.from_dict(load_json(path.read_bytes()))
     except (TypeError, ValueError):
         return
 
@@ -176,8 +177,7 @@ def _index(home: Path) -> dict[str, Target]:
     def search() -> None:
         index = Index(folder)
         list(index.pictures())
-        if index.image_embeds:
-            index.search(index.image_embeds[0][:1], k=2)
+        index.search(index.image_embeds()[0][:1], k=2)
 
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {"index": Target([folder / "index.json"], search), "parts of an index": Target(files, search)}

@@ -5,7 +5,6 @@ import json
 import random
 import struct
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
 HOSTILE: tuple[Any, ...] = (
@@ -139,6 +138,3 @@ def _header_changed(content: bytes, rng: random.Random) -> bytes:
     header = _json_changed(content[8 : 8 + length], rng)
     said = rng.choice([len(header)] * 4 + [0, 2**63, len(header) + 1])
     return struct.pack("<Q", said) + header + content[8 + length :]
-
-
-Mutate = Callable[[bytes, random.Random], bytes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from ccr_lightning.cli.run_config import find_checkpoint, run_config
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import sha256_of
+from ccr_lightning.files import load_json, sha256_of
 from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.models.loading import from_pretrained
 from ccr_lightning.training.checkpoint_file import explain_mismatch, read_checkpoint
@@ -78,7 +77,7 @@ def results_of(loaded: Loaded) -> dict[str, Any] | None:
         return None
     path = loaded.run / "results.json"
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

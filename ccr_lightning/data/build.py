@@ -21,7 +21,7 @@ from ccr_lightning.data.records import RecordOrFault, read_records, with_picture
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.store import FORMAT, LEFT_OUT, MANIFEST, read_left_out, read_manifest
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.files import atomic_write, load_json, sha256_of
 from ccr_lightning.progress import counted
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
@@ -189,7 +189,7 @@ def _build(source: Source, split: str, folder: Path, bad_records: BadRecords, ma
 def _finished_files(partial: Path, begun: dict[str, Any]) -> list[WrittenFile]:
     """What an interrupted build of the same data has finished; other remains are removed."""
     try:
-        is_same = json.loads((partial / _BEGUN).read_text(encoding="utf-8")) == begun
+        is_same = load_json((partial / _BEGUN).read_text(encoding="utf-8")) == begun
     except (OSError, ValueError):
         is_same = False
     if not is_same:
@@ -198,7 +198,7 @@ def _finished_files(partial: Path, begun: dict[str, Any]) -> list[WrittenFile]:
     files: list[WrittenFile] = []
     while (path := partial / f"{_file_name(len(files))}.json").is_file():
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = load_json(path.read_text(encoding="utf-8"))
             if sha256_of(partial / _file_name(len(files))) != fields["sha256"]:
                 break
             counters = {name: Counter(fields[name]) for name in ("captions", "images_with_caption")}

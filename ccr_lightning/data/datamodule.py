@@ -29,7 +29,7 @@ from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.data.workers import end_with_this_process, leave_signals_to_the_parent
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, settings_sha256
+from ccr_lightning.files import atomic_write, load_json, settings_sha256
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
 _Batch = TypeVar("_Batch", Batch, ImageBatch, CaptionBatch)
@@ -434,7 +434,7 @@ class CaptionDataModule(lightning.LightningDataModule):
                 "cache_dir, or give the tokeniser's name_or_path."
             ) from error
         try:
-            self.use_tokenizer(json.loads(text))
+            self.use_tokenizer(load_json(text))
         except (TypeError, ValueError) as error:
             reason = error.__cause__ or error
             raise CCRError(f"{path}: the trained tokeniser is damaged ({reason}); delete the file and fit.") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccr_lightning.data.tokenizer import check_vocabulary
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import load_json
 from ccr_lightning.libraries import quiet, reason
 
 PREFIX = "open_clip:"
@@ -106,7 +106,7 @@ def _download(name: str) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path.read_text(encoding="utf-8"))
         model, preprocess = content["model_cfg"], content.get("preprocess_cfg", {})
         is_whole = all(isinstance(of, dict) for of in (model["vision_cfg"], model["text_cfg"], preprocess))
     except FileNotFoundError as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import file_name, sha256_of
+from ccr_lightning.files import file_name, load_json, sha256_of
 from ccr_lightning.types import MachineTranslation
 
 FORMAT = 2
@@ -193,7 +193,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CCRError: There is no store, or its manifest is damaged or of another version.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = load_json((folder / MANIFEST).read_text(encoding="utf-8"))
         if (version := manifest["format"]) == FORMAT:
             _check_manifest(manifest)
     except FileNotFoundError as error:
@@ -224,7 +224,7 @@ def read_left_out(folder: Path) -> list[dict[str, str]]:
     """
     try:
         with (folder / LEFT_OUT).open("rb") as lines:
-            return [json.loads(line) for line in lines]
+            return [load_json(line) for line in lines]
     except (OSError, ValueError) as error:
         raise CCRError(f"{folder} is damaged ({LEFT_OUT}: {error}); delete the folder to build it again.") from error
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, file_name
+from ccr_lightning.files import atomic_write, file_name, load_json
 
 _ADVICE = "free some space or choose another folder"
 
@@ -110,7 +110,7 @@ class TranslationFiles:
                 raise CCRError(f"{self.lines} is there already and no translation of this; choose another folder.")
             return None
         try:
-            state = json.loads(self.state.read_text(encoding="utf-8"))
+            state = load_json(self.state.read_text(encoding="utf-8"))
             translation = Translation(**state | {"settings": Settings(**state["settings"])})
             translation.captions, translation.left_out = Counter(translation.captions), Counter(translation.left_out)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -177,7 +177,7 @@ class GrowingLines:
         lines = list(islice(self._file, size))
         if len(lines) == size and lines[-1].endswith(b"\n"):
             try:
-                return [json.loads(line) for line in lines]
+                return [load_json(line) for line in lines]
             except ValueError as error:
                 raise CCRError(f"{self._path}: is damaged ({error}); delete it and start again.") from error
         self._file.seek(start)

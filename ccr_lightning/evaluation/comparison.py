@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.results import FORMAT
+from ccr_lightning.files import load_json
 
 Format = Literal["table", "markdown", "latex", "csv"]
 Rows = Mapping[str, Mapping[tuple[str, str], float]]  # row to (benchmark, number) to value
@@ -56,7 +56,7 @@ def read_results(paths: Sequence[str | Path]) -> list[Result]:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document: dict[str, Any] = load_json(file.read_text(encoding="utf-8"))
         version = document.get("format")
     except (OSError, ValueError, AttributeError) as error:
         raise CCRError(f"{file}: cannot be read as results ({error}); name the folder of a run.") from error

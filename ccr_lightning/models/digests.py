@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.files import atomic_write, load_json, sha256_of
 
 _FILE = "sha256.json"
 
@@ -32,7 +32,7 @@ def check_digests(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        digests = dict(json.loads(path.read_text(encoding="utf-8")))
+        digests = dict(load_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CCRError(f"{path}: cannot be read ({error}); fetch or save the model again.") from error
     for name, digest in digests.items():

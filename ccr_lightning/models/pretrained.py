@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ccr_lightning._version import __version__
 from ccr_lightning.data.open_clip_source import CONFIG as OPEN_CLIP_CONFIG
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.files import atomic_write, load_json, sha256_of
 from ccr_lightning.hub import TEXTS, local_folder
 from ccr_lightning.models.card import model_card
 
@@ -98,7 +98,7 @@ def read_config(name_or_path: str | Path) -> dict[str, Any]:
     folder = local_folder(name_or_path, CONFIG)
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         what = "this is a run: make a model of it with ccr export" if (folder / "checkpoints").is_dir() else ""
         raise CCRError(f"{folder}: {what or f'there is no {CONFIG} in this folder; pass that of a model'}.") from error

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.libraries import reason
 from ccr_lightning.models.dual_encoder import MAX_TEMPERATURE, MIN_TEMPERATURE, DualEncoder, Encoded, normalised
 from ccr_lightning.models.fusion import FusionEncoder, MaskedLMHead, MatchingHead
 from ccr_lightning.models.mismatch import mismatch
@@ -164,9 +165,11 @@ class Retriever(DualEncoder):
             retriever = cls.from_settings(config["retriever"])
             retriever.tokenizer = CaptionTokenizer(str(folder), **config["tokenizer"])
             retriever.transform = ImageTransform(**config["transform"])
-        except (KeyError, TypeError) as error:
+        except CCRError:
+            raise
+        except Exception as error:  # settings of any kind and size, which any part of the model may refuse
             raise CCRError(
-                f"{folder}: config.json has settings that no retriever has ({error}); save it again."
+                f"{folder}: config.json has settings that no retriever has ({reason(error)}); save it again."
             ) from error
         weights = read_weights(folder)
         if differs := mismatch(retriever.state_dict(), weights):

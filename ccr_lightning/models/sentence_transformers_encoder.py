@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ccr_lightning.data.processor_transform import ProcessorTransform
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import load_json
 from ccr_lightning.libraries import quiet, reason
 from ccr_lightning.models.card import write_card
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded, normalised
@@ -209,7 +209,7 @@ def _first_folder(name: str) -> str:
     """Where in a model its first module is, which reads the inputs; a model of transformers alone has no others."""
     try:
         path = _library().util.load_file_path(name, _MODULES)
-        return "" if path is None else str(json.loads(Path(path).read_text(encoding="utf-8"))[0]["path"])
+        return "" if path is None else str(load_json(Path(path).read_text(encoding="utf-8"))[0]["path"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CCRError(f"{name}: its {_MODULES} cannot be read ({reason(error)}); fetch the model again.") from error
 

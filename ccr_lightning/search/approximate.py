@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, load_json
 from ccr_lightning.functional.nearest import nearest, rows_of
 from ccr_lightning.functional.similarity import pair_similarity
 from ccr_lightning.search.index import Hit, Index
@@ -97,7 +97,7 @@ class ApproximateSearch:
 def _read(index: Index) -> Approximation | None:
     """What was made for this content of the index, if it is there and whole."""
     try:
-        kept = Approximation(**json.loads((index.folder / SETTINGS).read_text(encoding="utf-8")))
+        kept = Approximation(**load_json((index.folder / SETTINGS).read_text(encoding="utf-8")))
         is_same = kept.of == index.content_sha256 and file_state(index.folder / FILE) == kept.file
     except (OSError, ValueError, TypeError):
         return None

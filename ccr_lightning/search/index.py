@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ccr_lightning.data.images import decode_image, open_image
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, settings_sha256
+from ccr_lightning.files import atomic_write, load_json, settings_sha256
 from ccr_lightning.functional.nearest import nearest, ranks_of
 from ccr_lightning.models.dual_encoder import DualEncoder
 from ccr_lightning.search.identity import model_identity
@@ -389,8 +389,8 @@ def refuse_other_folder(folder: Path) -> None:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
+        content = load_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CCRError(f"{path}: cannot be read ({error}); embed the pictures again into a new folder.") from error
     if not isinstance(content, dict):
         raise CCRError(f"{path}: this is no index; embed the pictures again into a new folder.")

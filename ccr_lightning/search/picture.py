@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ccr_lightning.files import load_json
+
 
 class Picture(NamedTuple):
     """A picture in the state in which it was embedded."""
@@ -26,7 +28,7 @@ class Picture(NamedTuple):
             ValueError: It is something else.
         """
         try:
-            of = json.loads(line)
+            of = load_json(line)
             captions = {language: tuple(texts) for language, texts in of.get("captions", {}).items()}
             kept = (int(of["kept"][0]), int(of["kept"][1])) if "kept" in of else None
             return cls(of["name"], of["state"], of.get("path"), kept, captions)

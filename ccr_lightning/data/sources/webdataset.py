@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -22,6 +21,7 @@ from ccr_lightning.data.sources.reading import (
     without_blank,
 )
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import load_json
 from ccr_lightning.types import ImageCaptions
 
 INDEX, FORMAT = "shards.json", 1
@@ -101,7 +101,7 @@ def read_index(folder: Path) -> ShardIndex:
         text = path.read_bytes()
         if text == UNFINISHED:
             raise CCRError(f"{path}: the shards are not finished; run ccr data shards again.")
-        content = json.loads(text)
+        content = load_json(text)
         if content["format"] != FORMAT:
             raise CCRError(f"{path}: is of another version; write the shards again with ccr data shards.")
         shards = tuple(_shard(folder, entry) for entry in content["shards"])

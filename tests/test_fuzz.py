@@ -1,0 +1,59 @@
+"""A little of tests/fuzz.py, which damages files of all kinds; and that it would notice an escape."""
+
+import random
+
+import pytest
+from fuzz import fuzz
+from fuzz_targets import Target, targets
+from mutating import mutated
+
+from ccr_lightning.errors import CCRError
+
+INPUTS = 60  # of each target
+SLOW = ("checkpoint", "file of torch", "settings of a model")  # to read
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, trained_run):
+    return targets(tmp_path_factory.mktemp("fuzz") / "home", trained_run)
+
+
+def test_what_is_damaged_is_read_or_refused(made):
+    assert len(made) == 39
+    for name, target in made.items():
+        found = fuzz(target, INPUTS // 6 if name.startswith(SLOW) else INPUTS, f"test {name}")
+        assert found.escapes == [], name
+        assert found.refused, name
+
+
+def test_the_good_files_are_read(made):
+    """Else all would be refused, whatever the damage."""
+    for target in made.values():
+        target.read()
+
+
+def test_an_escape_is_found(tmp_path):
+    file = tmp_path / "numbers.txt"
+    file.write_text("12\n5\n7\n")
+
+    def read():
+        text = file.read_bytes()
+        if b"\0" in text or len(text) > 1000 or not text.isascii():
+            raise CCRError("numbers.txt: these are no numbers.")
+        return sum(int(line) for line in text.split())
+
+    found = fuzz(Target([file], read), 200, "planted")
+    assert found.refused
+    assert {traceback.splitlines()[-1].partition(":")[0] for _, _, traceback in found.escapes} == {"ValueError"}
+    name, content, _ = found.escapes[0]
+    assert name == "numbers.txt"
+    with pytest.raises(ValueError, match="invalid literal"):
+        sum(int(line) for line in content.split())
+    assert file.read_text() == "12\n5\n7\n"
+
+
+def test_damage_is_a_function_of_the_seed():
+    content = b'{"a": [1, {"b": "c"}]}'
+    one, other = ([mutated(content, random.Random(f"{seed} {number}")) for number in range(50)] for seed in (1, 1))
+    assert one == other
+    assert len(set(one)) > 40

@@ -204,6 +204,7 @@ def _dispatch(args: list[str]) -> int:
 
         return run_benchmarks(args)
     args = start_from_run(args) if command == "fit" else add_run_config(args)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a broken connection one sentence tells, see watching.py
     from ccr_lightning.cli.training import run
 
     return run(["--help" if arg == "--help_all" else arg for arg in args])

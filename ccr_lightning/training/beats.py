@@ -106,8 +106,8 @@ class Ranks:
         self._take(range(self._size), beats, now)
         exits = {rank: status for of in self._known.values() for rank, status in of.beat.exits.items()}
         return (
-            self._failed(now)
-            or self.exited(exits)
+            self.exited(exits)
+            or self._failed(now)
             or self._silent(now, is_hurried=bool(self._in("lost")))
             or self._stuck(now)
             or self._interrupted(now)
@@ -191,7 +191,7 @@ class Ranks:
             how = (
                 f"was killed by {signal_name(status)}" if status < 0 else f"said nothing and ended with status {status}"
             )
-            return f"{self._name(beat)} {how}; it was last heard of {beat.place}: {self._again}."
+            return f"{self._name(beat)} {how}; it was last heard of {beat.place}; {self._again}."
         return None
 
     def _silent(self, now: float, is_hurried: bool) -> str | None:

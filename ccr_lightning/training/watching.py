@@ -60,7 +60,7 @@ class WatchOverRanks(Callback):
         self._verdict: dict[str, Any] | None = None
         self._claim: dict[str, Any] | None = None
         self._has_met = self._has_lost_store = self._is_waiting = False
-        self._new, self._stopping, self._told, self._posted = (threading.Event() for _ in range(4))
+        self._new, self._stopping, self._told = (threading.Event() for _ in range(3))
 
     @contextmanager
     def over(self, trainer: Trainer, again: str) -> Iterator[None]:
@@ -138,7 +138,10 @@ class WatchOverRanks(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tells the others, before anything is put away, which may take long."""
-        if self._state != "running" or not isinstance(exception, Exception) or isinstance(exception, Interrupted):
+        if self._state != "running":
+            return
+        if not isinstance(exception, Exception) or isinstance(exception, Interrupted):
+            self._state = "interrupted"
             return
         is_plain = isinstance(exception, CCRError)
         self._words = str(exception) if is_plain else f"{type(exception).__name__}: {_line(exception)}"
@@ -148,20 +151,20 @@ class WatchOverRanks(Callback):
         self._new.set()
 
     def _leave(self, state: State) -> None:
-        if not self._has_met:
-            return
         self._state, self._is_waiting = state, True
-        self._posted.clear()
+        self._wait_for_others(_TO_LEAVE)
+
+    def _wait_for_others(self, seconds: float) -> None:
+        """Lets them read what this process has said last, which they cannot if it is the first one and has gone."""
         self._new.set()
-        self._posted.wait(_TO_TELL)
-        deadline = time.monotonic() + _TO_LEAVE
+        deadline = time.monotonic() + seconds
         while self._trainer.global_rank == 0 and self._are_others_at_work() and time.monotonic() < deadline:
             self._new.set()
             time.sleep(0.05)
 
     def _are_others_at_work(self) -> bool:
-        others = (beat for rank, beat in list(self._beats.items()) if rank != 0)
-        return any(beat.state != "ended" for beat in others) and not self._has_lost_store
+        others = (beat for rank, beat in list(self._beats.items()) if rank not in (0, *self._exits))
+        return any(beat.state not in ("ended", "interrupted") for beat in others) and not self._has_lost_store
 
     # What goes through the store: a thread of its own, since an answer may never come.
 
@@ -172,22 +175,20 @@ class WatchOverRanks(Callback):
                 return
         self._has_met = True
         number, host = 0, socket.gethostname()
-        listened = range(size) if rank == 0 else (0, rank)
+        listened = range(size) if rank == 0 else [0]
         try:
             while True:
                 is_last = self._stopping.is_set()
                 self._new.clear()
                 number += 1
                 store.set(str(rank), self._beat(number, host).dump())
-                known = [of for of in listened if of in self._beats or store.check([str(of)])]
-                for text in store.multi_get([str(of) for of in known]):
-                    beat = Beat.parse(text)
-                    self._beats[beat.rank] = beat
+                for of in listened:
+                    if text := _read(store, str(of)):
+                        self._beats[of] = Beat.parse(text)
                 if (claim := self._claim) is not None:
                     store.compare_set("verdict", "", json.dumps(claim))
-                if store.check(["verdict"]):
-                    self._verdict = json.loads(store.get("verdict"))
-                self._posted.set()
+                if text := _read(store, "verdict"):
+                    self._verdict = json.loads(text)
                 if is_last:
                     return
                 self._new.wait(_BEAT)
@@ -231,6 +232,8 @@ class WatchOverRanks(Callback):
             return
 
     def _finds(self) -> str | None:
+        if self._state in ("ended", "interrupted"):
+            return None
         if not self._has_met:  # what a process says of itself then is enough, if it could say something
             return self._ranks.exited({rank: status for rank, status in self._exits.items() if status < 0})
         now, beats = time.monotonic(), list(self._beats.values())
@@ -270,11 +273,7 @@ class WatchOverRanks(Callback):
     def _end_all(self) -> None:
         """Lets the others read the verdict, then ends what does not end by itself, this process too."""
         self._state = "ended"
-        self._new.set()
-        deadline = time.monotonic() + _TO_TELL
-        while self._trainer.global_rank == 0 and self._are_others_at_work() and time.monotonic() < deadline:
-            self._new.set()
-            time.sleep(0.05)
+        self._wait_for_others(_TO_TELL)
         for child in self._children:
             child.kill()
         if not self._is_waiting:
@@ -283,6 +282,12 @@ class WatchOverRanks(Callback):
         give_up.daemon = True
         give_up.start()
         self._told.set()
+
+
+def _read(store: Any, key: str) -> bytes | None:
+    """What is there; ``get`` would wait for it, and write pages to the terminal if the store goes meanwhile."""
+    text: bytes = store.compare_set(key, "-", "-")
+    return None if text == b"-" else text
 
 
 def _line(error: Exception) -> str:

@@ -112,6 +112,15 @@ def test_what_the_one_that_started_it_knows(status, how):
     assert says == f"rank 2 of 3 (on node-2) {how}; it was last heard of at step 3; {AGAIN}."
 
 
+def test_processes_that_never_met():
+    ranks = Ranks(2, 600, AGAIN)
+    name = "rank 1 of 2 (on this host)"
+    killed = "was killed by SIGSEGV; it was last heard of before the first step"
+    assert ranks.exited({}, has_met=False) is None
+    assert ranks.exited({1: -11}, has_met=False) == f"{name} {killed}; {AGAIN}."
+    assert ranks.exited({1: 1}, has_met=False) == f"{name} ended before all had met, and has said why; {AGAIN}."
+
+
 def test_processes_that_end():
     assert Group().after(10_000, silent=[0, 1], rank_0={"state": "ended"}, rank_1={"state": "ended"}) is None
     assert Group().after(10_000, silent=[1], rank_1={"state": "ended"}, rank_0={"exits": {1: 0}}) is None

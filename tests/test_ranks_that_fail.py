@@ -39,6 +39,7 @@ AGAIN = "go on with --resume auto."
 GONE = (
     "was killed or stopped, or its machine is lost: nothing was heard of it for {} seconds, and before that it was at"
 )
+LAST = "it was last heard of at step 5;"
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +120,7 @@ KILL = "os.kill(os.getpid(), signal.{})".format
         ),
         pytest.param(
             KILL("SIGKILL"), 1, 600, 15,
-            [NAME, "was killed by SIGKILL, which the system sends when memory runs out;", "it was last heard of at step 5;"],
-            id="killed",
+            [NAME, "was killed by SIGKILL, which the system sends when memory runs out;", LAST], id="killed",
         ),
         pytest.param(KILL("SIGKILL"), 0, 600, 20, [NAME, GONE.format(5), "step 5;"], id="killed-first"),
         pytest.param(KILL("SIGSTOP"), 1, 25, 20, [NAME, GONE.format(5), "step 5;"], id="stopped"),
@@ -166,16 +166,14 @@ def test_a_fault_of_one_process(folder, undisturbed, request, fault, rank, patie
     assert found["languages"] == whole["languages"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_slow_process_is_waited_for(folder, undisturbed, rank):
+def test_a_slow_process_is_waited_for(folder, undisturbed):
     """Longer than the silence that is allowed, shorter than the patience."""
-    name = f"slow-{rank}"
-    fault = {"FAULT": "time.sleep(8)", "RANK_WITH_FAULT": str(rank), "CCR_RANK_TIMEOUT": "25"}
-    status, said, took = fit(folder, name, **fault)
+    fault = {"FAULT": "time.sleep(8)", "RANK_WITH_FAULT": "1", "CCR_RANK_TIMEOUT": "25"}
+    status, said, took = fit(folder, "slow", **fault)
     assert (status, said) == (0, [])
     assert took is not None
     assert took > 8
-    assert losses(folder / "runs" / name) == losses(undisturbed)
+    assert losses(folder / "runs" / "slow") == losses(undisturbed)
 
 
 def test_all_are_suspended(folder, undisturbed):
@@ -225,3 +223,16 @@ def test_uneven_data(exact_config, tmp_path, write_tiny_jsonl):
 def test_a_timeout_that_is_no_number(folder):
     status, said, _ = fit(folder, "no-number", CCR_RANK_TIMEOUT="soon")
     assert (status, said) == (1, ["error: CCR_RANK_TIMEOUT is 'soon': give a number of seconds, such as 600."])
+
+
+def test_a_process_that_does_not_come_to_the_start(folder):
+    """What fails before the processes meet is said by the one to which it happens."""
+    program = folder / "alone.py"
+    program.write_text(
+        "import os, sys\nif os.environ.get('LOCAL_RANK') == '1':\n    sys.exit('no such device')\n" + FAULTY
+    )
+    command = [sys.executable, "alone.py", "fit", "--config", "two.yaml", "--name", "alone"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    says = "error: rank 1 of 2 (on this host) ended before all had met, and has said why; go on with --resume auto."
+    assert done.stderr.splitlines() == ["no such device", says]

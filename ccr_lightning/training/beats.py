@@ -178,20 +178,24 @@ class Ranks:
     def _stopped(self, beat: Beat) -> str:
         return f"{self._name(beat)} stopped {beat.place}: {_clause(beat.words)}; mend that and {self._again}."
 
-    def exited(self, exits: Mapping[int, int]) -> str | None:
+    def exited(self, exits: Mapping[int, int], has_met: bool = True) -> str | None:
         """Returns what is to be said of processes that have ended.
 
         Args:
             exits: The exit status of each, by its number.
+            has_met: Whether they were so far that they could tell the others why.
         """
         for rank, status in sorted(exits.items()):
             beat = self._known[rank].beat if rank in self._known else Beat(rank, 0, "this host")
             if beat.state not in ("running", "lost"):
                 continue
-            how = (
-                f"was killed by {signal_name(status)}" if status < 0 else f"said nothing and ended with status {status}"
-            )
-            return f"{self._name(beat)} {how}; it was last heard of {beat.place}; {self._again}."
+            if status < 0:
+                how = f"was killed by {signal_name(status)}; it was last heard of {beat.place}"
+            elif has_met:
+                how = f"said nothing and ended with status {status}; it was last heard of {beat.place}"
+            else:
+                how = "ended before all had met, and has said why"
+            return f"{self._name(beat)} {how}; {self._again}."
         return None
 
     def _silent(self, now: float, is_hurried: bool) -> str | None:

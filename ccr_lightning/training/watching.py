@@ -234,8 +234,8 @@ class WatchOverRanks(Callback):
     def _finds(self) -> str | None:
         if self._state in ("ended", "interrupted"):
             return None
-        if not self._has_met:  # what a process says of itself then is enough, if it could say something
-            return self._ranks.exited({rank: status for rank, status in self._exits.items() if status < 0})
+        if not self._has_met:
+            return self._ranks.exited(self._exits, has_met=False)
         now, beats = time.monotonic(), list(self._beats.values())
         if self._trainer.global_rank == 0:
             return self._ranks.look(beats, now)

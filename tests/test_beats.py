@@ -115,7 +115,7 @@ def test_what_the_one_that_started_it_knows(status, how):
 def test_processes_that_never_met():
     ranks = Ranks(2, 600, AGAIN)
     name = "rank 1 of 2 (on this host)"
-    killed = "was killed by SIGSEGV; it was last heard of before the first step"
+    killed = "was killed by SIGSEGV; it was last heard of before the first batch"
     assert ranks.exited({}, has_met=False) is None
     assert ranks.exited({1: -11}, has_met=False) == f"{name} {killed}; {AGAIN}."
     assert ranks.exited({1: 1}, has_met=False) == f"{name} ended before all had met, and has said why; {AGAIN}."

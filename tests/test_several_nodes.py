@@ -176,7 +176,7 @@ def test_nodes_that_do_not_share_the_runs(exact_config, tmp_path):
     nodes = results_of(by_torchrun(["ccr"], fit(exact_config, "runs", "apart")), *folders)
     assert [status for status, *_ in nodes] == [1, 1]
     lost = (
-        f"{RANK_1} stopped before the first step: runs/apart: this node does not see what the first one wrote there; "
+        f"{RANK_1} stopped before the first batch: runs/apart: this node does not see what the first one wrote there; "
         "give a --runs_dir that all share; mend that and go on with --resume auto."
     )
     assert [said(errors) for *_, errors in nodes] == [[lost], []]
@@ -187,7 +187,7 @@ def test_nodes_with_different_settings(exact_config, tmp_path):
     nodes = results_of([first, ([*command, "--data.batch_size", "2"], variables)], tmp_path)
     assert [status for status, *_ in nodes] == [1, 1]
     differs = (
-        f"{RANK_1} stopped before the first step: data.batch_size is 4 on the first node and 2 on this node: start all "
+        f"{RANK_1} stopped before the first batch: data.batch_size is 4 on the first node and 2 on this node: start all "
         "nodes with the same settings; mend that and go on with --resume auto."
     )
     assert [said(errors) for *_, errors in nodes] == [[differs], []]

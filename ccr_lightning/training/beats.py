@@ -46,7 +46,7 @@ class Beat:
     number: int
     host: str
     pid: int = 0
-    place: str = "before the first step"
+    place: str = "before the first batch"
     begun: int = 0
     done: int = 0
     within: str = ""
@@ -87,7 +87,7 @@ class Ranks:
         >>> ranks = Ranks(2, 600, "start again")
         >>> ranks.look([Beat(0, 1, "a", begun=8), Beat(1, 1, "b", begun=7, state="failed", words="no memory.")], now=0)
         >>> ranks.look([], now=4)
-        'rank 1 of 2 (on b) stopped before the first step: no memory; mend that and start again.'
+        'rank 1 of 2 (on b) stopped before the first batch: no memory; mend that and start again.'
     """
 
     def __init__(self, world_size: int, patience: float, again: str) -> None:

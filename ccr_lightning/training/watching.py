@@ -51,7 +51,7 @@ class WatchOverRanks(Callback):
     """
 
     def __init__(self) -> None:
-        self._place = "before the first step"
+        self._place = "before the first batch"
         self._state: State = "running"
         self._words = self._traceback = ""
         self._beats: dict[int, Beat] = {}
@@ -228,6 +228,8 @@ class WatchOverRanks(Callback):
                 if self._may_say(says):
                     print(f"{self._ranks.traceback}error: {says}", file=sys.stderr, flush=True)
                 self._end_first()
+            else:
+                time.sleep(_BEAT / 2)  # torchrun ends the one that is about to say it as soon as this one ends
             self._end_all()
             return
 

@@ -126,13 +126,13 @@ KILL = "os.kill(os.getpid(), signal.{})".format
         pytest.param(KILL("SIGSTOP"), 1, 25, 20, [NAME, GONE.format(5), "step 5;"], id="stopped"),
         pytest.param(KILL("SIGSTOP"), 0, 25, 20, [NAME, GONE.format(5), "step 5;"], id="stopped-first"),
         pytest.param(
-            "time.sleep(600)", 1, 10, 30,
-            [NAME, "is stuck: it has been at step 5 for 10 seconds in <module> (<string>:1) while others wait for it;"],
+            "time.sleep(600)", 1, 15, 40,
+            [NAME, "is stuck: it has been at step 5 for 15 seconds in <module> (<string>:1) while others wait for it;"],
             id="stuck",
         ),
         pytest.param(
-            "time.sleep(600)", 0, 10, 30,
-            [NAME, "is stuck: it has been at step 5 for 10 seconds in <module> (<string>:1) while others wait for it;"],
+            "time.sleep(600)", 0, 15, 40,
+            [NAME, "is stuck: it has been at step 5 for 15 seconds in <module> (<string>:1) while others wait for it;"],
             id="stuck-first",
         ),
     ],

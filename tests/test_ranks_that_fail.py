@@ -197,11 +197,11 @@ def test_all_are_suspended(folder, undisturbed):
 
 
 def test_uneven_data(exact_config, tmp_path, write_tiny_jsonl):
-    """The last batch is not full, and the second process has nothing to validate and to test."""
-    jsonl = write_tiny_jsonl(tmp_path / "data", train=21, val=1, test=1)
+    """The last batch is not full, and the third process has no image to validate and to test."""
+    jsonl = write_tiny_jsonl(tmp_path / "data", train=20, val=2, test=2)
     for name, settings in {
-        "one": ["--data.batch_size", "8"],
-        "two": ["--data.batch_size", "4", "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+        "one": ["--data.batch_size", "6"],
+        "three": ["--data.batch_size", "2", "--trainer.devices", "3", "--trainer.strategy", "ddp"],
     }.items():
         source = [f"--data.source.init_args.files.{split}={path}" for split, path in jsonl["files"].items()]
         source.append(f"--data.source.init_args.image_root={jsonl['image_root']}")
@@ -210,14 +210,18 @@ def test_uneven_data(exact_config, tmp_path, write_tiny_jsonl):
         command += [*settings, *source, *alone]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
+    one, three = (tmp_path / "runs" / name for name in ("one", "three"))
+    steps, numbers = zip(*losses(three), strict=True)
+    expected_steps, expected_numbers = zip(*losses(one), strict=True)
+    assert steps == expected_steps
+    assert [float(of) for of in numbers] == pytest.approx([float(of) for of in expected_numbers], rel=1e-4)
     expected = weights(one)
-    for name, weight in weights(two).items():
+    for name, weight in weights(three).items():
         if not name.endswith("attention.key.bias"):  # its gradient is 0 but for rounding, which AdamW makes large
-            torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5, msg=name)
-    found, whole = (json.loads((of / "results.json").read_text()) for of in (two, one))
+            torch.testing.assert_close(weight, expected[name], rtol=0, atol=5e-4, msg=name)  # a step is of up to 2e-3
+    found, whole = (json.loads((of / "results.json").read_text()) for of in (three, one))
     assert found["languages"] == whole["languages"]
-    assert all(of["queries"] == 1 for scores in found["languages"].values() for of in scores.values())
+    assert all(of["queries"] == 2 for scores in found["languages"].values() for of in scores.values())
 
 
 def test_a_timeout_that_is_no_number(folder):

@@ -187,8 +187,8 @@ def test_nodes_with_different_settings(exact_config, tmp_path):
     nodes = results_of([first, ([*command, "--data.batch_size", "2"], variables)], tmp_path)
     assert [status for status, *_ in nodes] == [1, 1]
     differs = (
-        f"{RANK_1} stopped before the first batch: data.batch_size is 4 on the first node and 2 on this node: start all "
-        "nodes with the same settings; mend that and go on with --resume auto."
+        f"{RANK_1} stopped before the first batch: data.batch_size is 4 on the first node and 2 on this node: start "
+        "all nodes with the same settings; mend that and go on with --resume auto."
     )
     assert [said(errors) for *_, errors in nodes] == [[differs], []]
 

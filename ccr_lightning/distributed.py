@@ -248,6 +248,44 @@ def _sharded_parts(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
+def store(name: str) -> Any | None:
+    """The keys and values that all processes of the group share, over a connection of its own.
+
+    What the caller waits for there holds up nobody else.
+
+    Args:
+        name: What the caller's keys begin with.
+
+    Returns:
+        A ``torch.distributed.Store``; None if there is no group.
+    """
+    if not _in_group():
+        return None
+    own_connection = dist.distributed_c10d._get_default_store().clone()
+    return dist.distributed_c10d.PrefixStore(name, own_connection)
+
+
+def begun_collectives() -> int:
+    """How many collectives this process has begun, in all groups together: one that waits in one has begun it.
+
+    Example:
+        >>> begun_collectives()
+        0
+    """
+    groups: list[Any] = list(dist.distributed_c10d._world.pg_map) if _in_group() else []
+    return sum(group._get_sequence_number_for_group() for group in groups)
+
+
+def never_met(error: BaseException) -> bool:
+    """Whether a process group could not be formed, since a process has not come or cannot be reached.
+
+    Example:
+        >>> never_met(dist.DistStoreError("Timed out waiting for clients. 1/2 clients joined."))
+        True
+    """
+    return isinstance(error, dist.DistStoreError | dist.DistNetworkError) and not _in_group()
+
+
 def lost_another_process(error: BaseException) -> bool:
     """Whether a collective failed since another process has ended, which alone knows why.
 

@@ -25,3 +25,7 @@ class Interrupted(CCRError):
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class SaidElsewhere(CCRError):
+    """Another process of the run, or another thread of this one, has told the user what is wrong."""

@@ -7,6 +7,25 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 _T = TypeVar("_T")
+_ticks = 0
+
+
+def tick() -> None:
+    """Notes that a batch, or an item of other long work, is done: who waits for this process knows that it works."""
+    global _ticks
+    _ticks += 1
+
+
+def ticks() -> int:
+    """How often this process has called :func:`tick`.
+
+    Example:
+        >>> before = ticks()
+        >>> tick()
+        >>> ticks() - before
+        1
+    """
+    return _ticks
 
 
 def counted(items: Iterable[_T], what: str, unit: str, start: int = 0) -> Iterator[_T]:
@@ -60,4 +79,9 @@ def progress(
     columns = (SpinnerColumn(), TextColumn("{task.description}:"), Numbers(), *end)
     with Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
         task = bar.add_task(what, total=total, completed=start)
-        yield lambda done: bar.advance(task, done)
+
+        def advance(done: int) -> None:
+            tick()
+            bar.advance(task, done)
+
+        yield advance

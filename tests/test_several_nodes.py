@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from itertools import cycle
 from pathlib import Path
 
@@ -15,10 +16,7 @@ from ccr_lightning.cli.main import main
 
 pytestmark = pytest.mark.ddp
 
-ELSEWHERE = (
-    "error: another process of this run stopped; it said why, unless it was killed: "
-    "mend that and go on with --resume auto."
-)
+RANK_1 = f"error: rank 1 of 2 (on {socket.gethostname()})"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 DIES_ONCE = """
@@ -157,7 +155,14 @@ def test_a_process_that_dies_ends_both_and_the_same_commands_go_on(exact_config,
     arguments = fit(exact_config, tmp_path, "again", "--resume", "auto")
     nodes = results_of(by_torchrun([sys.executable, str(program)], arguments), tmp_path)
     assert [status for status, *_ in nodes] == [1, 1]
-    assert [said(errors) for *_, errors in nodes] == [[ELSEWHERE], []]
+    gone = (
+        f"{RANK_1} was killed or stopped, or its machine is lost: nothing was heard of it for 5 seconds, and "
+        "before that it was "
+    )
+    (says,), silence = (said(errors) for *_, errors in nodes)
+    assert says.startswith(gone)
+    assert says.endswith("; go on with --resume auto.")
+    assert silence == []
     nodes = results_of(by_torchrun([sys.executable, str(program)], arguments), tmp_path)
     assert [status for status, *_ in nodes] == [0, 0]
     assert_same_run(one_node, tmp_path / "again")
@@ -170,8 +175,11 @@ def test_nodes_that_do_not_share_the_runs(exact_config, tmp_path):
         folder.mkdir()
     nodes = results_of(by_torchrun(["ccr"], fit(exact_config, "runs", "apart")), *folders)
     assert [status for status, *_ in nodes] == [1, 1]
-    lost = "error: runs/apart: this node does not see what the first one wrote there; give a --runs_dir that all share."
-    assert [said(errors) for *_, errors in nodes] == [[ELSEWHERE], [lost]]
+    lost = (
+        f"{RANK_1} stopped before the first batch: runs/apart: this node does not see what the first one wrote there; "
+        "give a --runs_dir that all share; mend that and go on with --resume auto."
+    )
+    assert [said(errors) for *_, errors in nodes] == [[lost], []]
 
 
 def test_nodes_with_different_settings(exact_config, tmp_path):
@@ -179,9 +187,10 @@ def test_nodes_with_different_settings(exact_config, tmp_path):
     nodes = results_of([first, ([*command, "--data.batch_size", "2"], variables)], tmp_path)
     assert [status for status, *_ in nodes] == [1, 1]
     differs = (
-        "error: data.batch_size is 4 on the first node and 2 on this node: start all nodes with the same settings."
+        f"{RANK_1} stopped before the first batch: data.batch_size is 4 on the first node and 2 on this node: start "
+        "all nodes with the same settings; mend that and go on with --resume auto."
     )
-    assert [said(errors) for *_, errors in nodes] == [[ELSEWHERE], [differs]]
+    assert [said(errors) for *_, errors in nodes] == [[differs], []]
 
 
 def test_an_error_that_all_find_is_said_by_the_first(exact_config, tmp_path):
@@ -201,3 +210,21 @@ def test_nodes_that_nobody_starts(exact_config, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert main(fit(exact_config, tmp_path, "alone", "--trainer.num_nodes", "2", "--trainer.devices", "1")) == 1
     assert "nothing says which node this is: set MASTER_ADDR, MASTER_PORT and NODE_RANK" in capsys.readouterr().err
+
+
+def test_a_node_that_never_comes(exact_config, tmp_path):
+    program = tmp_path / "hasty.py"
+    program.write_text("import sys; from ccr_lightning.cli import main; from ccr_lightning.training import watching\n")
+    with program.open("a") as file:
+        file.write("watching.TO_MEET = 4\nsys.exit(main.main())")
+    (command, variables), _ = by_hand([sys.executable, str(program)], fit(exact_config, tmp_path, "half"))
+    begun = time.monotonic()
+    ((status, _, errors),) = results_of([(command, {**variables, "CCR_RANK_TIMEOUT": "1"})], tmp_path)
+    assert time.monotonic() - begun < 60
+    assert status == 1
+    (says,) = errors.splitlines()
+    assert says.startswith("error: the 2 processes of this run did not meet: ")
+    assert "1/2 clients joined" in says
+    assert says.endswith(
+        "; start ccr on all 2 nodes, with one MASTER_ADDR and MASTER_PORT, and a number for each node."
+    )

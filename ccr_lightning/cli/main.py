@@ -10,7 +10,7 @@ from importlib import import_module
 
 from ccr_lightning._version import __version__
 from ccr_lightning.cli.processes import is_first_process
-from ccr_lightning.errors import CCRError, Interrupted
+from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere
 
 HELP = """\
 ccr: cross-lingual cross-modal retrieval with 1-to-K contrastive learning.
@@ -157,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says of a program that the closed pipe ended
+    except SaidElsewhere:
+        return 1
     except Exception as error:
         status = error.exit_status if isinstance(error, Interrupted) else 1
         if _first_process_speaks(parent, SECONDS_TO_SAVE if isinstance(error, Interrupted) else SECONDS_FOR_THE_FIRST):
@@ -204,6 +206,7 @@ def _dispatch(args: list[str]) -> int:
 
         return run_benchmarks(args)
     args = start_from_run(args) if command == "fit" else add_run_config(args)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a broken connection one sentence tells, see watching.py
     from ccr_lightning.cli.training import run
 
     return run(["--help" if arg == "--help_all" else arg for arg in args])

@@ -31,7 +31,6 @@ from ccr_lightning.cli.processes import first_difference, is_first_process
 from ccr_lightning.cli.resuming import changes_of_evaluation, check_settings
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.workers import explain_worker
-from ccr_lightning.distributed import lost_another_process
 from ccr_lightning.errors import CCRError, Interrupted
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.models.pretrained import read_weights
@@ -46,6 +45,7 @@ from ccr_lightning.training.progress import EpochSummary, TrainingBar
 from ccr_lightning.training.same_data import CompareData
 from ccr_lightning.training.sharding import FullyShardedStrategy
 from ccr_lightning.training.stopping import SaveBetweenSteps, Stopped
+from ccr_lightning.training.watching import WatchOverRanks
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
@@ -180,7 +180,8 @@ class TrainingCLI(LightningCLI):
         if config.get("strategy") == "fsdp2":
             config["strategy"] = FullyShardedStrategy()
         config["default_root_dir"] = str(self.folder.path)
-        callbacks: list[Any] = [EpochSummary()]
+        self.watch = WatchOverRanks()
+        callbacks: list[Any] = [EpochSummary(), self.watch]
         if config.get("enable_progress_bar") is not False and sys.stdout.isatty():
             callbacks.append(TrainingBar())
         else:
@@ -217,26 +218,13 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        try:
-            super()._run_subcommand(subcommand)
-        except (CCRError, RuntimeError) as error:  # for example, a collective that another process has left
-            if (explained := explain_worker(error)) is not None:
+        with self.watch.over(self.trainer, "go on with --resume auto" if subcommand == "fit" else "start again"):
+            try:
+                super()._run_subcommand(subcommand)
+            except (CCRError, RuntimeError) as error:
+                if (explained := explain_worker(error)) is None:
+                    raise
                 raise explained from error
-            if self.trainer.world_size > 1 and (lost_another_process(error) or self._another_process_failed()):
-                again = "go on with --resume auto" if subcommand == "fit" else "start again"
-                raise CCRError(
-                    f"another process of this run stopped; it said why, unless it was killed: mend that and {again}."
-                ) from error
-            raise
-
-    def _another_process_failed(self) -> bool:
-        others = getattr(self.trainer.strategy.launcher, "procs", [])
-        deadline = time.monotonic() + 3
-        while others and time.monotonic() < deadline:  # its connections close before it has ended
-            if any(process.poll() for process in others):
-                return True
-            time.sleep(0.1)
-        return False
 
     def _metrics_file(self) -> MetricsFile:
         """A run that resumes from its own checkpoint keeps the metrics up to there."""

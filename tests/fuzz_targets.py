@@ -20,6 +20,7 @@ from ccr_lightning.data.shards import write_shards
 from ccr_lightning.data.sources.webdataset import WebDatasetShards
 from ccr_lightning.data.store import open_store, read_left_out
 from ccr_lightning.data.tokenizer import CaptionTokenizer
+from ccr_lightning.errors import CCRError
 from ccr_lightning.evaluation.comparison import comparison, read_results, rows_of
 from ccr_lightning.evaluation.query_ranks import read_query_ranks
 from ccr_lightning.files import load_json
@@ -142,11 +143,11 @@ def _of_a_run(home: Path, trained: Path) -> dict[str, Target]:
 
 
 def _read_tokenizer(path: Path) -> None:
-    """As the data module does with that in its cache, for which all these say that the file is damaged."""
+    """As the data module does with that in its cache."""
     try:
         CaptionTokenizer.from_dict(load_json(path.read_bytes()))
-    except (TypeError, ValueError):
-        return
+    except (TypeError, ValueError) as error:
+        raise CCRError(f"{path}: the trained tokeniser is damaged.") from error
 
 
 def _of_a_model(home: Path, trained: Path) -> dict[str, Target]:

@@ -398,7 +398,7 @@ def _mend_last(folder: RunFolder) -> None:
             read_checkpoint(folder.last, "meta", verify=True)
             return
         except CCRError:
-            if not folder.last.exists() or time.monotonic() > deadline:
+            if not folder.has_checkpoint() or time.monotonic() > deadline:
                 return
             time.sleep(0.5)
     if says := folder.mend():

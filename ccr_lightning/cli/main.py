@@ -142,16 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_own_warnings()
     status = _main(list(sys.argv[1:] if argv is None else argv))
     lost = output_error()
-    return status if lost is None else _without_output(lost)
+    return _without_output(lost) if lost is not None and not status else status
 
 
 def _main(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
-    if args[0] in ("-V", "--version"):
-        print(f"ccr-lightning {__version__}")
-        return 0
     parent = os.getppid()
     try:
         return _dispatch(args)
@@ -161,7 +155,7 @@ def _main(args: list[str]) -> int:
         print(f"error: interrupted: start it again{goes_on.get(args[0], '')}.", file=sys.stderr)
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and (lost := output_error()) is not None:
+        if isinstance(error, OSError) and (lost := output_error("\n")) is not None:
             return _without_output(lost)
         status = error.exit_status if isinstance(error, Interrupted) else 1
         if _first_process_speaks(parent, SECONDS_TO_SAVE if isinstance(error, Interrupted) else SECONDS_FOR_THE_FIRST):
@@ -196,6 +190,12 @@ def _first_process_speaks(parent: int, seconds: float) -> bool:
 
 
 def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"ccr-lightning {__version__}")
+        return 0
     command = args[0]
     try:
         os.getcwd()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +55,6 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--png", type=Path)
     options = parser.parse_args(args)
     require_libraries()
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a cache folder that it cannot write
     from ccr_lightning.report.page import write_report
 
     page, *figures = write_report(options.runs, options.output, find_records_of_run, options.png)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import os
 import sys
 import warnings
@@ -30,9 +32,29 @@ def _nowhere() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
-def output_error() -> OSError | None:
-    """Returns why standard output, which leads nowhere from now on, cannot be written; None if it can."""
+def fits_output(text: str) -> bool:
+    """Whether the encoding of standard output has all characters of a text."""
     try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON to print, in which characters stand as they are where the output's encoding has them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if fits_output(text) else json.dumps(value, indent=indent)
+
+
+def output_error(text: str = "") -> OSError | None:
+    """Writes a text to standard output.
+
+    Returns:
+        Why that, or what is still to be written, cannot be: output leads nowhere from now on. None if it can.
+    """
+    try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,7 +63,8 @@ def output_error() -> OSError | None:
 
 
 def show_own_warnings() -> None:
-    """Shows this package's warnings as a sentence, without the place in its source."""
+    """Shows this package's warnings as a sentence, and not that matplotlib finds no place for a cache of its own."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     others = warnings.showwarning
 
     def show(

@@ -21,14 +21,14 @@ def default_cache_dir() -> Path:
         CCRError: ``$CCR_CACHE_DIR`` cannot be written.
     """
     if chosen := os.environ.get("CCR_CACHE_DIR"):
-        return writable_folder(Path(chosen))
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ccr-lightning"
-    try:
-        return writable_folder(usual)
-    except CCRError:
-        fallback = writable_folder(_own_folder(Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"))
-        _warn_once(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.")
-        return fallback
+        return writable_folder(Path(os.path.expanduser(chosen)))
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ccr-lightning"
+    if usual.parts[0] != "~":  # which it is where nobody knows the home
+        with suppress(CCRError):
+            return writable_folder(usual)
+    fallback = writable_folder(_own_folder(Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"))
+    _warn_once(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.")
+    return fallback
 
 
 @cache
@@ -46,17 +46,11 @@ def _own_folder(folder: Path) -> Path:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Return the folder, of which ``~`` is the home, after making it and trying to write there.
+    """Return the folder after making it and trying to write there.
 
     Raises:
-        CCRError: It cannot be written, or nobody knows the home.
+        CCRError: It cannot be written.
     """
-    try:
-        folder = folder.expanduser()
-    except RuntimeError as error:
-        raise CCRError(
-            f"the folder {folder} cannot be found: this user has no home; choose another cache_dir."
-        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -73,4 +67,4 @@ def cache_folder(cache_dir: str | None) -> Path:
     Raises:
         CCRError: It cannot be written.
     """
-    return default_cache_dir() if cache_dir is None else writable_folder(Path(cache_dir))
+    return default_cache_dir() if cache_dir is None else writable_folder(Path(os.path.expanduser(cache_dir)))

@@ -494,4 +494,4 @@ def _quieten() -> None:
         ".*The dirpath has changed from .*",
         ".*GPU available but not used.*",
     ):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f"(?s){message}")  # a path in it may have line ends

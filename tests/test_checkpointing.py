@@ -201,18 +201,19 @@ def test_a_kill_while_a_damaged_checkpoint_is_replaced(folder, monkeypatch):
             raise KeyboardInterrupt
         return replace(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
-        folder.mend()
+        with pytest.raises(KeyboardInterrupt):
+            folder.mend()
     assert folder.resume_from("auto") is None  # without mending, that is
     assert folder.mend() == f"{folder.last} is missing: the checkpoint before it, of step 1, is taken."
     assert torch.load(folder.last, weights_only=True)["epoch"] == 1
     assert files(folder.checkpoints) == ["damaged.ckpt", "last.ckpt", "previous.ckpt"]
 
 
-def test_a_folder_in_which_no_lock_can_be_made(folder, monkeypatch):
+def test_a_folder_in_which_no_lock_can_be_made(folder):
     folder.create()
     (folder.path / ".lock").mkdir()
-    with pytest.raises(CCRError, match=r"mine: the folder cannot be written \(.+\); mend it or change --runs_dir\.$"):
-        with folder.alone():
-            pass
+    says = r"mine: the folder cannot be written \(.+\); mend it or change --runs_dir\.$"
+    with pytest.raises(CCRError, match=says), folder.alone():
+        pass

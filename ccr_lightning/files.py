@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ccr_lightning.errors import CCRError
+
+_TEMPORARY = re.compile(r"\..+\.\d+")  # the names that atomic_write gives, see there
 
 
 @contextmanager
@@ -41,12 +44,13 @@ def atomic_write(path: Path, what: str, advice: str = "free some space or choose
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise CCRError(f"{path}: {what} could not be written ({error}); {advice}.") from error
     finally:
@@ -72,6 +76,46 @@ def load_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing; no power loss undoes it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    missing = [of for of in (folder, *folder.parents) if not of.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync_folder(made.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Sees to it that a new name in a folder outlasts a power loss, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what ``atomic_write`` has left in a folder where its process was killed; nobody may be writing there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in (".last.ckpt.4711", ".lock", "last.ckpt"):
+        ...         (Path(folder) / name).touch()
+        ...     remove_remains(Path(folder))
+        ...     sorted(os.listdir(folder))
+        ['.lock', 'last.ckpt']
+    """
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def file_name(name: str) -> str:

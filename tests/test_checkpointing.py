@@ -188,3 +188,32 @@ def test_resume_from_a_path(used_folder, tmp_path):
     for wrong in (tmp_path / "nowhere.ckpt", used_folder.path):
         with pytest.raises(CCRError, match=f"--resume {wrong}: there is no such checkpoint; pass auto, must or"):
             used_folder.resume_from(str(wrong))
+
+
+def test_a_kill_while_a_damaged_checkpoint_is_replaced(folder, monkeypatch):
+    for value in (1, 2):
+        AtomicCheckpointIO().save_checkpoint({**checkpoint(value), "global_step": value}, folder.last)
+    truncated(folder.last)
+    replace = Path.replace
+
+    def killed(self, target):
+        if Path(target) == folder.last:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.mend()
+    assert folder.resume_from("auto") is None  # without mending, that is
+    assert folder.mend() == f"{folder.last} is missing: the checkpoint before it, of step 1, is taken."
+    assert torch.load(folder.last, weights_only=True)["epoch"] == 1
+    assert files(folder.checkpoints) == ["damaged.ckpt", "last.ckpt", "previous.ckpt"]
+
+
+def test_a_folder_in_which_no_lock_can_be_made(folder):
+    folder.create()
+    (folder.path / ".lock").mkdir()
+    says = r"mine: the folder cannot be written \(.+\); mend it or change --runs_dir\.$"
+    with pytest.raises(CCRError, match=says), folder.alone():
+        pass

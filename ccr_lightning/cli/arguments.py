@@ -38,6 +38,16 @@ class CommandArguments(argparse.ArgumentParser):
         return options, settings
 
 
+def option(name: str, value: object) -> list[str]:
+    """Return an option as it is given on a command line.
+
+    Example:
+        >>> option("name", "mine"), option("name", "-2-")
+        (['--name', 'mine'], ['--name=-2-'])
+    """
+    return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
+
+
 def _is_option(argument: str) -> bool:
     return argument.startswith("-") and not argument[1:2].isdigit()
 

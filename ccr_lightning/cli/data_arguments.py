@@ -124,7 +124,7 @@ def _from_configs(configs: Sequence[str], settings: Sequence[str]) -> DataSettin
     for path in configs:
         data = load_config(path).get("data") or {}
         of_data = {name: data[name] for name in _SETTINGS if name in data}
-        given += ["--config", json.dumps({"data": of_data})]
+        given += ["--config", json.dumps({"data": of_data}, ensure_ascii=False)]
     parsed = parser.parse_args([*given, *settings])
     if parsed.data.source is None:
         raise CCRError(f"{', '.join(configs)}: there is no data.source; name one by class_path and init_args.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from ccr_lightning.cli.data_arguments import Arguments, read_data
+from ccr_lightning.cli.streams import json_text
 from ccr_lightning.data.check import PLACES, CheckReport, Finding, check_source
 
 HELP = """\
@@ -55,16 +55,17 @@ def run(args: Sequence[str]) -> int:
     against = [(path, read_data([path]).source) for path in options.against]
     report = check_source(data.source, options.split, not options.skip_images, against, options.places)
     if options.json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        print(json_text(report.to_dict(), indent=2))
     else:
         _print(report)
     return 1 if report.has_faults else 0
 
 
 def _print(report: CheckReport) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from ccr_lightning.tables import print_table
 
     table = Table(title=f"{escape(report.source)}: captions by language, and the images that have one")
     table.add_column("")
@@ -78,8 +79,7 @@ def _print(report: CheckReport) -> None:
         table.add_row(escape(language), *cells)
     table.add_section()
     table.add_row("images", *(f"{counts.images:,}" for counts in report.splits.values()))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    print_table(table)
     for finding in report.findings:
         _print_finding(finding)
     faults = sum(finding.is_fault for finding in report.findings)

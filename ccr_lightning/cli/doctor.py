@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ccr_lightning.cli.arguments import CommandArguments
+from ccr_lightning.cli.streams import json_text
 from ccr_lightning.doctor import devices, folders, machine, packages, settings
 from ccr_lightning.doctor.finding import Finding, Status
 
@@ -50,7 +50,7 @@ def run(args: Sequence[str]) -> int:
     found = [*packages.examine(), *devices.examine(), *machine.examine()]
     found += [*folders.examine(options.runs_dir), *settings.examine()]
     if options.json:
-        print(json.dumps([finding._asdict() for finding in found], ensure_ascii=False, indent=1))
+        print(json_text([finding._asdict() for finding in found], indent=1))
     else:
         _show(found)
     return int(any(finding.status == "problem" for finding in found))

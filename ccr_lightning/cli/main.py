@@ -10,6 +10,7 @@ from importlib import import_module
 
 from ccr_lightning._version import __version__
 from ccr_lightning.cli.processes import is_first_process
+from ccr_lightning.cli.streams import output_error, prepare_streams, show_own_warnings
 from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere
 
 HELP = """\
@@ -139,13 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ccr-lightning 0.1.0
         True
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
-    if args[0] in ("-V", "--version"):
-        print(f"ccr-lightning {__version__}")
-        return 0
+    prepare_streams()
+    show_own_warnings()
+    status = _main(list(sys.argv[1:] if argv is None else argv))
+    lost = output_error()
+    return _without_output(lost) if lost is not None and not status else status
+
+
+def _main(args: list[str]) -> int:
     parent = os.getppid()
     try:
         return _dispatch(args)
@@ -154,12 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on |= {"fit": "; a run that has begun goes on with --resume auto"}
         print(f"error: interrupted: start it again{goes_on.get(args[0], '')}.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output, head say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell says of a program that the closed pipe ended
     except SaidElsewhere:
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and (lost := output_error("\n")) is not None:
+            return _without_output(lost)
         status = error.exit_status if isinstance(error, Interrupted) else 1
         if _first_process_speaks(parent, SECONDS_TO_SAVE if isinstance(error, Interrupted) else SECONDS_FOR_THE_FIRST):
             return status
@@ -169,6 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CCR_TRACEBACK"):
             raise
         return status
+
+
+def _without_output(lost: OSError) -> int:
+    if isinstance(lost, BrokenPipeError):  # whoever read the output, head say, has seen enough
+        return 141  # as a shell says of a program that the closed pipe ended
+    print(f"error: standard output cannot be written ({lost.strerror}); send it elsewhere.", file=sys.stderr)
+    return 1
 
 
 def _first_process_speaks(parent: int, seconds: float) -> bool:
@@ -186,7 +194,17 @@ def _first_process_speaks(parent: int, seconds: float) -> bool:
 
 
 def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"ccr-lightning {__version__}")
+        return 0
     command = args[0]
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise CCRError(f"the working directory cannot be used ({error.strerror}); change to another one.") from error
     if command in _OTHERS:
         return int(import_module(f"ccr_lightning.cli.{command}").run(args[1:]))
     if command not in COMMAND_HELP:

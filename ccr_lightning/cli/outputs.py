@@ -31,7 +31,8 @@ def write_config(path: Path, text: str) -> None:
     Raises:
         CCRError: If it cannot be written.
     """
-    header = f"# What made this run; repeat it with: ccr fit --config {shlex.quote(str(path))} --name NAME\n"
+    file_name = shlex.quote(str(path)) if str(path).isprintable() else "FILE"
+    header = f"# What made this run; repeat it with: ccr fit --config {file_name} --name NAME\n"
     with atomic_write(path, "the configuration", _ADVICE) as file:
         file.write((header + text).encode())
 

@@ -82,7 +82,7 @@ def start_from_run(args: Sequence[str]) -> list[str]:
     if name is None and on_command_line is not None:
         start = Path(os.path.abspath(path)).parents[1].name if path.suffix == ".ckpt" else model_name(given)
         name = f"{start}-{Path(configs[-1]).stem if configs else args[0]}"
-        added = ["--name", name]
+        added = [f"--name={name}"]
     own = Path(last_value(args, "--runs_dir") or "runs") / str(name) / "config.yaml"
     if not path.exists() and is_given(args, "--resume") and own.is_file():
         return [args[0], "--config", _part_of_the_weights(own), *added, *args[1:]]
@@ -162,7 +162,7 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     base = _temporary_config(config if source is None else _without_source(config))
     name = run.name if source is None else f"{run.name}-{source}"
     places = {"--runs_dir": str(run.parent), "--name": name}  # the run may have moved since it was made
-    added = [part for option, value in places.items() if not is_given(args, option) for part in (option, value)]
+    added = [f"{option}={value}" for option, value in places.items() if not is_given(args, option)]
     return [args[0], "--config", base, *added, *_without_config(args[1:], file)]
 
 
@@ -176,7 +176,7 @@ def _scored_model(args: Sequence[str], given: str) -> list[str]:
             f"--ckpt_path {given}: a model brings no data: pass --config with a data.source, such as "
             "configs/test/multi30k_2016.yaml."
         )
-    name = [] if is_given(args, "--name") else ["--name", f"{model_name(given)}-{source}"]
+    name = [] if is_given(args, "--name") else [f"--name={model_name(given)}-{source}"]
     return [args[0], "--config", base, *name, *args[1:]]
 
 
@@ -282,5 +282,5 @@ def _temporary_config(config: Mapping[str, Any]) -> str:
     folder = Path(tempfile.mkdtemp(prefix="ccr-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = folder / "config.yaml"
-    file.write_text(json.dumps(config), encoding="utf-8")
+    file.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")  # YAML has no halves of characters
     return str(file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccr_lightning.cli.arguments import CommandArguments
+from ccr_lightning.cli.streams import fits_output, json_text
 from ccr_lightning.cli.thumbnails import can_show, print_thumbnails
 from ccr_lightning.errors import CCRError
 
@@ -173,9 +174,9 @@ def _json(query: str, place: int, hit: Hit, ranks: Sequence[int] = ()) -> str:
         line |= {"language": hit.language, "caption": hit.caption}
     if ranks:
         line["ranks"] = list(ranks)
-    text = json.dumps(line, ensure_ascii=False)
+    text = json_text(line)
     is_plain = all(of.isprintable() or of in _JOINERS for of in text)  # names of files may steer a terminal
-    return text if is_plain and _fits(text) else json.dumps(line)
+    return text if is_plain else json.dumps(line)
 
 
 def _print_comparison(
@@ -206,18 +207,9 @@ def _shown(hit: Hit) -> str:
 def _line(text: str) -> str:
     """A text in one line of a terminal, where it may be any."""
     shown = "".join(of if of.isprintable() or of in _JOINERS else ascii(of)[1:-1] for of in text)
-    if not _fits(shown):
-        shown = "".join(of if _fits(of) else ascii(of)[1:-1] for of in shown)
+    if not fits_output(shown):
+        shown = "".join(of if fits_output(of) else ascii(of)[1:-1] for of in shown)
     return shown if len(shown) <= 200 else f"{shown[:200]} ..."
-
-
-def _fits(text: str) -> bool:
-    """Whether a text can be written in the encoding of standard output."""
-    try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _path(path: str) -> str:

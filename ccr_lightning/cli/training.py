@@ -24,7 +24,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ccr_lightning.cli.arguments import given_configs
+from ccr_lightning.cli.arguments import given_configs, option
 from ccr_lightning.cli.messages import explain_parse_error, load_config, own_cause
 from ccr_lightning.cli.outputs import print_left_out, write_config, write_embeddings, write_scores
 from ccr_lightning.cli.processes import first_difference, is_first_process
@@ -261,7 +261,7 @@ class TrainingCLI(LightningCLI):
                 "limit_train_batches."
             )
         if part := self._part("test"):
-            command = shlex.join(["ccr", "test", "--ckpt_path", str(self.folder.path)])
+            command = shlex.join(["ccr", "test", *option("ckpt_path", self.folder.path)])
             _say(f"not tested: {part}; to test it all the same: {command}")
             return
         if "test" not in self.datamodule.source.splits:
@@ -281,8 +281,8 @@ class TrainingCLI(LightningCLI):
     def _command_to_go_on(self) -> str:
         resume = "must" if self.folder.last.exists() else self.resume_from or "auto"
         path = self.folder.path
-        command = ["ccr", "fit", "--config", self.folder.config, "--runs_dir", path.parent, "--name", path.name]
-        return shlex.join(map(str, [*command, "--resume", resume]))
+        settings = {"config": self.folder.config, "runs_dir": path.parent, "name": path.name, "resume": resume}
+        return shlex.join(["ccr", "fit", *(part for name, value in settings.items() for part in option(name, value))])
 
     def validate(self, model: RetrievalModule, datamodule: CaptionDataModule, ckpt_path: str) -> None:
         """Scores a checkpoint on the validation split."""
@@ -419,7 +419,7 @@ def _mend_last(folder: RunFolder) -> None:
             read_checkpoint(folder.last, "meta", verify=True)
             return
         except CCRError:
-            if not folder.last.exists() or time.monotonic() > deadline:
+            if not folder.has_checkpoint() or time.monotonic() > deadline:
                 return
             time.sleep(0.5)
     if says := folder.mend():
@@ -515,4 +515,4 @@ def _quieten() -> None:
         ".*The dirpath has changed from .*",
         ".*GPU available but not used.*",
     ):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f"(?s){message}")  # a path in it may have line ends

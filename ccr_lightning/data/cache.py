@@ -6,6 +6,7 @@ import os
 import tempfile
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from ccr_lightning.errors import CCRError
@@ -20,14 +21,19 @@ def default_cache_dir() -> Path:
         CCRError: ``$CCR_CACHE_DIR`` cannot be written.
     """
     if chosen := os.environ.get("CCR_CACHE_DIR"):
-        return writable_folder(Path(chosen).expanduser())
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccr-lightning"
-    try:
-        return writable_folder(usual)
-    except CCRError:
-        fallback = _own_folder(Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}")
-        warnings.warn(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.", stacklevel=2)
-        return writable_folder(fallback)
+        return writable_folder(Path(os.path.expanduser(chosen)))
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ccr-lightning"
+    if usual.parts[0] != "~":  # which it is where nobody knows the home
+        with suppress(CCRError):
+            return writable_folder(usual)
+    fallback = writable_folder(_own_folder(Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"))
+    _warn_once(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.")
+    return fallback
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def _own_folder(folder: Path) -> Path:
@@ -61,4 +67,4 @@ def cache_folder(cache_dir: str | None) -> Path:
     Raises:
         CCRError: It cannot be written.
     """
-    return default_cache_dir() if cache_dir is None else writable_folder(Path(cache_dir).expanduser())
+    return default_cache_dir() if cache_dir is None else writable_folder(Path(os.path.expanduser(cache_dir)))

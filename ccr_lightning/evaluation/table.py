@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ccr_lightning.evaluation.scores import CUTOFFS, DIRECTIONS, SHORT
+from ccr_lightning.tables import print_table
 
 _WIDTH = 73  # that of the table, in which rich wraps what is below it
 
@@ -48,10 +48,9 @@ def results_table(document: Mapping[str, Any]) -> Table:
 
 def print_results(document: Mapping[str, Any]) -> None:
     """Print :func:`results_table` of the document, and that of its folds if there are any."""
-    console = Console()
-    console.print(results_table(document))
+    print_table(results_table(document))
     if (folds := document["folds"]) is not None:
-        console.print(_table(f"mean of {folds['count']} folds, each a gallery of its own", folds, None))
+        print_table(_table(f"mean of {folds['count']} folds, each a gallery of its own", folds, None))
 
 
 def _table(title: str, scores: Mapping[str, Any], below: str | None) -> Table:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -16,10 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, make_folder, remove_remains
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
+_SAYS = "the checkpoint", "free some space or change --runs_dir"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -35,15 +36,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CCRError: If the file cannot be written; it names the cause.
         """
-        try:
-            with atomic_write(Path(path), "the checkpoint", "free some space or change --runs_dir") as file:
-                torch.save(checkpoint, file)
-                if Path(path).name == LAST:
-                    _keep_as_previous(Path(path))
-        except RuntimeError as error:  # torch's writer, where a disk is full
-            raise CCRError(
-                f"{path}: the checkpoint could not be written ({error}); free some space or change --runs_dir."
-            ) from error
+        with atomic_write(Path(path), *_SAYS) as file:
+            _save(checkpoint, file)
+            if Path(path).name == LAST:
+                _keep_as_previous(Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -54,6 +50,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CCRError: If it is damaged, or something else than the checkpoint of a run.
         """
         return read_checkpoint(Path(path), map_location, weights_only)
+
+
+def _save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:  # what torch's writer makes of a full disk, whose own error came before it
+        cause = error.__context__
+        raise (cause if isinstance(cause, OSError) else OSError(str(error))) from error
 
 
 def _keep_as_previous(path: Path) -> None:
@@ -171,7 +175,7 @@ class RunFolder:
             CCRError: If it cannot be made.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         except OSError as error:
             raise CCRError(f"{self.path}: the folder cannot be made ({error.strerror}); change --runs_dir.") from error
 
@@ -189,7 +193,13 @@ class RunFolder:
         except Timeout as error:
             says = "another process trains here; wait for it, or pass --name for a new run."
             raise CCRError(f"{self.path}: {says}") from error
+        except OSError as error:
+            raise CCRError(
+                f"{self.path}: the folder cannot be written ({error.strerror}); mend it or change --runs_dir."
+            ) from error
         try:
+            for folder in (self.path, self.checkpoints):
+                remove_remains(folder)
             yield
         finally:
             with suppress(OSError):
@@ -202,6 +212,10 @@ class RunFolder:
         with suppress(OSError):  # something is in it, or another process has removed it
             self.path.rmdir()
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from, maybe once it is mended."""
+        return self.last.exists() or (self.checkpoints / PREVIOUS).exists()
+
     def mend(self) -> str:
         """Puts the checkpoint before the last one in its place, if the last one is damaged; that one is kept, too.
 
@@ -209,20 +223,24 @@ class RunFolder:
             What was done, in a sentence; empty if nothing was.
 
         Raises:
-            CCRError: The last one is damaged and there is no other, or it is damaged too.
+            CCRError: The last one is damaged and there is no other, or it is damaged too, or there is no space.
         """
-        if not self.last.exists():
+        if not self.has_checkpoint():
             return ""
+        previous, is_lost = self.checkpoints / PREVIOUS, not self.last.exists()
         try:
             read_checkpoint(self.last, "meta", verify=True)
             return ""
         except CCRError as error:
-            previous = self.checkpoints / PREVIOUS
             if not previous.exists():
                 raise
             step = read_checkpoint(previous, "meta", verify=True)["global_step"]
-            self.last.replace(self.checkpoints / DAMAGED)
-            shutil.copyfile(previous, self.last)
+            with atomic_write(self.last, *_SAYS) as file, previous.open("rb") as content:
+                shutil.copyfileobj(content, file)
+                if not is_lost:
+                    self.last.replace(self.checkpoints / DAMAGED)
+            if is_lost:
+                return f"{self.last} is missing: the checkpoint before it, of step {step}, is taken."
             return f"{error} It is kept as {DAMAGED}, and the one before it, of step {step}, is taken."
 
     def resume_from(self, resume: str | None) -> Path | None:

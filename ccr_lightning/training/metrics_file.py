@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,11 @@ class MetricsFile(Logger):
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:
-            with self._path.open("a", encoding="utf-8", newline="") as file:
-                file.write(self._csv([line]))
+            with self._path.open("r+b") as file:  # a file that somebody has removed would begin anew, without names
+                file.seek(0, os.SEEK_END)
+                file.write(self._csv([line]).encode())
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint that outlasts a power loss has the lines before it
         except OSError as error:
             raise CCRError(
                 f"{self._path}: the metrics could not be written ({error}); free some space or change --runs_dir."

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from ccr_lightning.cli.model_config import names_model
 from ccr_lightning.cli.run_config import find_checkpoint, run_config
+from ccr_lightning.cli.trusted import refuse_other_classes
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
 from ccr_lightning.errors import CCRError
@@ -39,6 +40,7 @@ def load_model(given: str) -> Loaded:
     if not (run / "config.yaml").is_file():
         raise CCRError(f"{given}: there is no {run / 'config.yaml'}, which a run has; pass a run or a model's folder.")
     config = run_config(run / "config.yaml")
+    refuse_other_classes({name: config.get(name) for name in ("model", "data")}, str(run / "config.yaml"))
     content = read_checkpoint(checkpoint)
     of = config["model"]
     model: DualEncoder = _built(of["retriever"], DualEncoder)

@@ -214,11 +214,22 @@ def _first_folder(name: str) -> str:
         raise CCRError(f"{name}: its {_MODULES} cannot be read ({reason(error)}); fetch the model again.") from error
 
 
+def _refuse_other_classes(name: str) -> None:
+    """A model names the classes of its parts by where they are imported from, which could be anything installed."""
+    path = _library().util.load_file_path(name, _MODULES)
+    for part in [] if path is None else load_json(Path(path).read_text(encoding="utf-8")):
+        if not str(part["type"]).startswith("sentence_transformers."):
+            raise CCRError(f"{name}: {_MODULES} names {part['type']!r}, which is not sentence-transformers' own.")
+
+
 def _load(name: str) -> Any:
     library = _library()
     try:
+        _refuse_other_classes(name)
         with quiet():
             model = library.SentenceTransformer(name, device="cpu", model_kwargs={"dtype": torch.float32})
+    except CCRError:
+        raise
     except Exception as error:  # sentence-transformers, transformers and the hub raise anything
         raise _cannot_load(name, error) from error
     if not isinstance(model[0], library.sentence_transformer.modules.Transformer):

@@ -1,0 +1,239 @@
+"""Files that would do something if anything in them were executed: nothing does."""
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_models import save_tiny
+
+from ccr_lightning.cli.main import main
+from ccr_lightning.cli.trusted import refuse_other_classes
+
+MODULE = """
+from pathlib import Path
+Path({imported!r}).touch()
+
+def function(*args, **kwargs):
+    Path({called!r}).touch()
+
+class Thing:
+    def __init__(self, *args, **kwargs):
+        Path({called!r}).touch()
+"""
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """A file that is there once something has been executed."""
+    return tmp_path / "executed"
+
+
+@pytest.fixture
+def evil(tmp_path, marker, monkeypatch):
+    """A module that anybody can import, as an installed package."""
+    (tmp_path / "modules").mkdir()
+    text = MODULE.format(imported=str(tmp_path / "imported"), called=str(marker))
+    (tmp_path / "modules" / "evil_module.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    yield tmp_path / "imported"
+    sys.modules.pop("evil_module", None)
+
+
+@pytest.fixture
+def run(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ccr"])
+    return Path(shutil.copytree(trained_run, tmp_path / "runs" / "tiny"))
+
+
+@pytest.fixture
+def refused(capsys, marker):
+    """A function that runs a command, which ends with one sentence; nothing has been executed by then."""
+
+    def refuse(*arguments):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 1
+        errors = capsys.readouterr().err
+        assert not marker.exists()
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        return errors
+
+    return refuse
+
+
+class Payload:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def changed(path, change):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["test", "export", "fit", "init_from"])
+def test_a_checkpoint_that_runs_a_command(run, refused, marker, tmp_path, command):
+    name = "last" if command == "fit" else "best"
+    path = run / "checkpoints" / f"{name}.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"] = Payload(marker)
+    torch.save(content, path)
+    torch.load(path, weights_only=False)
+    assert marker.exists(), "the payload does what it should"
+    marker.unlink()
+    (run / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
+    arguments = {
+        "test": ["test", "--ckpt_path", run],
+        "export": ["export", run, tmp_path / "exported"],
+        "fit": ["fit", "--config", run / "config.yaml", "--runs_dir", run.parent, "--name", "tiny", "--resume", "auto"],
+        "init_from": ["fit", "--init_from", run, "--config", run / "config.yaml", "--name", "new"],
+    }
+    assert f"{name}.ckpt: the checkpoint cannot be read (UnpicklingError)" in refused(*arguments[command])
+
+
+def test_a_published_checkpoint_that_runs_a_command(refused, marker, tmp_path):
+    torch.save({"model": Payload(marker)}, tmp_path / "archive.th")
+    (tmp_path / "pickle.th").write_bytes(pickle.dumps({"model": Payload(marker)}))
+    assert "asks for posix.system, which" in refused("convert", tmp_path / "archive.th", tmp_path / "model")
+    assert "the file cannot be read" in refused("convert", tmp_path / "pickle.th", tmp_path / "model")
+
+
+def test_an_archive_with_a_pickle_of_its_own(run, refused, marker):
+    path = run / "checkpoints" / "best.ckpt"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, pickle.dumps(Payload(marker)) if name.endswith("data.pkl") else content)
+    refused("test", "--ckpt_path", run)
+
+
+def test_yaml_that_builds_objects(run, refused, marker, tmp_path):
+    text = f"model: !!python/object/apply:os.system [\"touch '{marker}'\"]\n"
+    yaml.unsafe_load(text)
+    assert marker.exists(), "the payload does what it should"
+    marker.unlink()
+    (tmp_path / "own.yaml").write_text(text)
+    assert "this is no YAML" in refused("fit", "--config", tmp_path / "own.yaml")
+    (run / "config.yaml").write_text(text)
+    refused("test", "--ckpt_path", run)
+    refused("export", run, tmp_path / "exported")
+    refused("data", "check", run / "config.yaml")
+
+
+SETTINGS = [
+    *("data.source", "data.tokenizer", "data.transform", "model.retriever"),
+    *("trainer.logger", "trainer.callbacks", "trainer.strategy", "trainer.profiler"),
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "evil_module.function", "evil_module.Thing"])
+def test_a_class_path_of_another_kind(run, refused, evil, marker, setting, path):
+    """In a configuration that the user names: it is refused before it is called."""
+    part, name = setting.split(".")
+    given = {"class_path": path, "init_args": {"command" if path == "os.system" else "args": f"touch {marker}"}}
+    changed(run / "config.yaml", lambda config: config[part].update({name: given}))
+    refused("fit", "--config", run / "config.yaml", "--name", "new", "--runs_dir", run.parent)
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        *(
+            (name, ["data.source", "model.retriever", "data.tokenizer", "trainer.strategy"])
+            for name in ("test", "predict")
+        ),
+        *((name, ["model.retriever", "data.transform"]) for name in ("init_from", "export", "embed")),
+    ],
+)
+def test_a_run_names_no_classes_of_others(run, refused, evil, tmp_path, command, settings):
+    """Its configuration is read without being named: other packages are not even imported."""
+    original = shutil.copy(run / "config.yaml", tmp_path / "named.yaml")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    arguments = {
+        "test": ["test", "--ckpt_path", run],
+        "predict": ["predict", "--ckpt_path", run],
+        "init_from": ["fit", "--init_from", run, "--config", original, "--name", "new"],
+        "export": ["export", run, tmp_path / "exported"],
+        "embed": ["embed", tmp_path / "pictures", "-o", tmp_path / "index", "--ckpt_path", run],
+    }
+    for setting in settings:
+        shutil.copy(original, run / "config.yaml")
+        part, name = setting.split(".")
+        given = {part: {name: {"class_path": "evil_module.Thing"}}}
+        changed(run / "config.yaml", lambda config, given=given: [config[of].update(given[of]) for of in given])
+        says = refused(*arguments[command])
+        assert "it names 'evil_module.Thing', which is not part of this package" in says
+        assert not evil.exists()
+
+
+@pytest.mark.parametrize("name", ["callbacks", "logger", "plugins", "profiler"])
+def test_scoring_builds_nothing_that_watches_the_trainer(run, evil, marker, capsys, name):
+    """Not even what Lightning has, such as loggers, which write and connect wherever they are told."""
+    watcher = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(marker)}}
+    if name != "logger":
+        watcher = {"class_path": "evil_module.Thing"}
+    given = [watcher] if name in ("callbacks", "plugins") else watcher
+    changed(run / "config.yaml", lambda config: config["trainer"].update({name: given}))
+    assert main(["test", "--ckpt_path", str(run)]) == 0, capsys.readouterr().err
+    assert not marker.exists()
+    assert not evil.exists()
+
+
+def test_a_run_names_no_other_file(run, refused):
+    changed(run / "config.yaml", lambda config: config.update({"model": "elsewhere.yaml"}))
+    assert "'model' is the name of another file" in refused("test", "--ckpt_path", run)
+
+
+def test_classes_of_others_can_be_trusted(monkeypatch):
+    config = {"data": {"source": {"class_path": "my_module.sources.Mine"}}}
+    monkeypatch.setenv("CCR_TRUST", "other,my_module")
+    refuse_other_classes(config, "config.yaml")
+    with pytest.raises(ValueError, match="names 'my_modules'"):
+        refuse_other_classes({"model": {"retriever": [{"class_path": "my_modules"}]}}, "config.yaml")
+
+
+def test_results_name_no_classes_of_others(run, evil, marker, tmp_path):
+    document = json.loads((run / "results.json").read_text())
+    document["source"] = {"class_path": "evil_module.Thing", "init_args": {}}
+    (run / "results.json").write_text(json.dumps(document))
+    assert main(["report", str(run), "-o", str(tmp_path / "report.html")]) == 0
+    assert not marker.exists()
+    assert not evil.exists()
+    assert "which is not part of this package" in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_with_code_of_its_own(refused, marker, tmp_path, run):
+    model = save_tiny("CLIP", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_own.Own", "AutoConfig": "modeling_own.OwnConfig"}
+    config["model_type"] = "own"
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "modeling_own.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    refused("test", "--ckpt_path", model, "--config", run / "config.yaml")
+
+
+def test_a_model_of_sentence_transformers_that_names_other_classes(refused, evil, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    parts = [{"idx": 0, "name": "0", "path": "", "type": "evil_module.Thing"}]
+    (model / "modules.json").write_text(json.dumps(parts))
+    (tmp_path / "pictures").mkdir()
+    refused("embed", tmp_path / "pictures", "-o", tmp_path / "index", "--ckpt_path", f"sentence-transformers:{model}")
+    assert not evil.exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,8 +27,27 @@ _ENDED = (
 )
 
 
+_is_alone = ContextVar("is_alone", default=False)  # of this thread
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In which this process behaves as a group of one, whatever the others do meanwhile.
+
+    Example:
+        >>> with alone():
+        ...     world_size()
+        1
+    """
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
 def _in_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _is_alone.get() and dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:

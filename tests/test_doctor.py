@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ccr_lightning.cli.main import main
-from ccr_lightning.doctor import devices, folders, machine, packages
+from ccr_lightning.doctor import devices, folders, packages
 from ccr_lightning.doctor.packages import EXTRAS
+from ccr_lightning.memory import available_memory
 
 DOCTOR = [sys.executable, "-m", "ccr_lightning.cli.main", "doctor"]
 
@@ -52,7 +53,7 @@ def test_what_it_says_is_true(tmp_path):
 
 
 def test_the_memory_is_that_of_proc():
-    total, available = machine.available_memory()
+    total, available = available_memory()
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     assert total <= 1024 * int(lines["MemTotal"].split()[0]) * 1.01
     assert available <= 1024 * int(lines["MemAvailable"].split()[0]) * 1.1

@@ -112,6 +112,8 @@ def load_config(path: str) -> dict[str, Any]:
         raise CCRError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
     except UnicodeDecodeError as error:
         raise CCRError(f"{path}, byte {error.start + 1}: this is no UTF-8; save the file as UTF-8.") from error
+    except RecursionError as error:
+        raise CCRError(f"{path}: this is no YAML that can be read (nested too deeply); mend it.") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise CCRError(

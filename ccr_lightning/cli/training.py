@@ -41,6 +41,7 @@ from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestSco
 from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
+from ccr_lightning.training.out_of_memory import explain_elsewhere, is_out_of_memory
 from ccr_lightning.training.progress import EpochSummary, TrainingBar
 from ccr_lightning.training.same_data import CompareData
 from ccr_lightning.training.sharding import FullyShardedStrategy
@@ -181,7 +182,8 @@ class TrainingCLI(LightningCLI):
             config["strategy"] = FullyShardedStrategy()
         config["default_root_dir"] = str(self.folder.path)
         self.watch = WatchOverRanks()
-        callbacks: list[Any] = [EpochSummary(), self.watch]
+        self._failed_in: str | None = None
+        callbacks: list[Any] = [EpochSummary(), self.watch, LambdaCallback(on_exception=self._note_stage)]
         if config.get("enable_progress_bar") is not False and sys.stdout.isatty():
             callbacks.append(TrainingBar())
         else:
@@ -221,10 +223,15 @@ class TrainingCLI(LightningCLI):
         with self.watch.over(self.trainer, "go on with --resume auto" if subcommand == "fit" else "start again"):
             try:
                 super()._run_subcommand(subcommand)
-            except (CCRError, RuntimeError) as error:
+            except (CCRError, MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise explain_elsewhere(self._failed_in) from error
                 if (explained := explain_worker(error)) is None:
                     raise
                 raise explained from error
+
+    def _note_stage(self, trainer: Trainer, *_: Any) -> None:
+        self._failed_in = trainer.state.stage and trainer.state.stage.value  # which is gone once the trainer has ended
 
     def _metrics_file(self) -> MetricsFile:
         """A run that resumes from its own checkpoint keeps the metrics up to there."""

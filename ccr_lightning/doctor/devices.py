@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from ccr_lightning.doctor.finding import Finding, size
+from ccr_lightning.doctor.finding import Finding
+from ccr_lightning.memory import in_words
 
 _TOPIC = "devices"
 _SIGNS_OF_NVIDIA = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0")
@@ -63,7 +64,7 @@ def _gpus(build: str) -> Iterator[Finding]:
     for number in range(count):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        yield Finding(_TOPIC, f"GPU {number}", f"{name}, {size(free)} of {size(total)} free")
+        yield Finding(_TOPIC, f"GPU {number}", f"{name}, {in_words(free)} of {in_words(total)} free")
 
 
 def _driver() -> str:

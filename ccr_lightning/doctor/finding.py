@@ -23,13 +23,3 @@ class Finding(NamedTuple):
     found: str
     status: Status = "ok"
     remedy: str = ""
-
-
-def size(number: float) -> str:
-    """Return a number of bytes in words.
-
-    Example:
-        >>> size(3_200_000_000), size(64_000_000)
-        ('3.2 GB', '64 MB')
-    """
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"

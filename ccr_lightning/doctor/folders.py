@@ -14,8 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ccr_lightning.data.cache import default_cache_dir
-from ccr_lightning.doctor.finding import Finding, size
+from ccr_lightning.doctor.finding import Finding
 from ccr_lightning.errors import CCRError
+from ccr_lightning.memory import in_words
 
 _TOPIC = "folders"
 _FULL, _LITTLE = 200e6, 2e9
@@ -52,7 +53,7 @@ def _folder(name: str, path: Path, otherwise: str) -> Iterator[Finding]:
     except OSError as error:
         yield Finding(_TOPIC, name, f"{path}: cannot be written ({error.strerror})", "problem", otherwise)
         return
-    found = f"{path}{later}, {size(free)} free"
+    found = f"{path}{later}, {in_words(free)} free"
     if free < _LITTLE:
         yield Finding(_TOPIC, name, found, "problem" if free < _FULL else "advice", f"free some space, or {otherwise}")
     elif lacks:
@@ -93,9 +94,9 @@ def _content(cache: Path) -> Finding:
     stores, total, deadline = 0, 0, time.monotonic() + _SECONDS_TO_COUNT
     for folder in cache.iterdir():
         if time.monotonic() > deadline:
-            return Finding(_TOPIC, "stores", f"more than {stores} in the cache, {size(total)}")
+            return Finding(_TOPIC, "stores", f"more than {stores} in the cache, {in_words(total)}")
         if (folder / "manifest.json").is_file():
             stores += 1
             with suppress(OSError):
                 total += sum(entry.stat().st_size for entry in os.scandir(folder))
-    return Finding(_TOPIC, "stores", f"{stores} in the cache, {size(total)}")
+    return Finding(_TOPIC, "stores", f"{stores} in the cache, {in_words(total)}")

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ccr_lightning.doctor.finding import Finding, size
+from ccr_lightning.doctor.finding import Finding
+from ccr_lightning.memory import available_memory, in_words
 
 _TOPIC = "machine"
 _LITTLE_MEMORY = 3e9  # the main job's two processes take about as much
@@ -44,23 +45,9 @@ def _cgroup_cores() -> float | None:
     return None
 
 
-def available_memory() -> tuple[float, float]:
-    """Return the bytes of memory that there are, and those that this process could still get."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    available = total
-    with suppress(OSError, ValueError, KeyError):
-        lines = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = 1024.0 * int({name: rest for name, rest in lines}["MemAvailable"].split()[0])
-    with suppress(OSError, ValueError):
-        limit = float(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = float(Path("/sys/fs/cgroup/memory.current").read_text())
-        total, available = min(total, limit), min(available, limit - used)
-    return total, available
-
-
 def _memory() -> Finding:
     total, available = available_memory()
-    found = f"{size(available)} of {size(total)} to be had"
+    found = f"{in_words(available)} of {in_words(total)} to be had"
     if available < _LITTLE_MEMORY:
         remedy = "close other programs, or train with --trainer.devices 1 and a smaller --data.batch_size"
         return Finding(_TOPIC, "memory", found, "advice", remedy)
@@ -73,9 +60,11 @@ def _shared_memory() -> Iterator[Finding]:
     found = shutil.disk_usage("/dev/shm")
     if found.free < _LITTLE_SHARED:
         remedy = "workers of a loader may die of a bus error: docker run --shm-size 8g, or --data.num_workers 0"
-        yield Finding(_TOPIC, "shared memory", f"{size(found.free)} of {size(found.total)} free", "advice", remedy)
+        yield Finding(
+            _TOPIC, "shared memory", f"{in_words(found.free)} of {in_words(found.total)} free", "advice", remedy
+        )
     else:
-        yield Finding(_TOPIC, "shared memory", f"{size(found.free)} of {size(found.total)} free")
+        yield Finding(_TOPIC, "shared memory", f"{in_words(found.free)} of {in_words(found.total)} free")
 
 
 def _open_files() -> Finding:

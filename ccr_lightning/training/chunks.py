@@ -50,6 +50,11 @@ def in_chunks(function: Callable[..., Any], size: int | None, *arguments: Any) -
     return type(results[0])(*(torch.cat(of) for of in zip(*results, strict=True)))
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a row's result depends on others by way of BatchNorm."""
+    return any(isinstance(part, _BatchNorm) for part in model.modules())
+
+
 def check_chunks(size: int | None, model: nn.Module) -> None:
     """Checks that a model can be trained in chunks.
 
@@ -60,7 +65,7 @@ def check_chunks(size: int | None, model: nn.Module) -> None:
         return
     if size < 1:
         raise CCRError(f"chunk_size={size} is out of range: choose 1 or more, or leave it out.")
-    if any(isinstance(part, _BatchNorm) for part in model.modules()):
+    if has_batch_norm(model):
         raise CCRError(
             f"chunk_size={size} needs a model without BatchNorm, whose statistics would be those of a chunk: choose "
             "another image encoder, such as a Swin, ViT or ConvNeXt, or leave chunk_size out."

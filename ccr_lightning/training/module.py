@@ -35,10 +35,11 @@ from ccr_lightning.training.checks import (
     check_tokenizer,
     check_transform,
 )
-from ccr_lightning.training.chunks import check_chunks, in_chunks
+from ccr_lightning.training.chunks import check_chunks, has_batch_norm, in_chunks
 from ccr_lightning.training.compiling import compile_parts
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
+from ccr_lightning.training.out_of_memory import explain_step, is_out_of_memory
 from ccr_lightning.training.tuning import Tuned, tune
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
@@ -218,12 +219,28 @@ class RetrievalModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the batch's draws a function of (seed, epoch, batch, rank), so that a resumed run repeats them."""
+        self._batch = batch
         torch.manual_seed(derived_seed("step", self.seed, self.trainer.current_epoch, batch_idx, self.global_rank))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then puts the temperature back into its range: each checkpoint holds one that is in it."""
-        super().optimizer_step(*args, **kwargs)
+        try:
+            super().optimizer_step(*args, **kwargs)  # all of the step, from the encoders on
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self.device_mesh is not None:  # whose parts all devices have to ask for
+                raise
+            raise self._explain_out_of_memory(error) from None
         self.retriever.clamp_temperature_()
+
+    def _explain_out_of_memory(self, error: BaseException) -> CCRError:
+        tokenizer = self._data.tokenizer
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            with distributed.alone(), self.trainer.precision_plugin.forward_context():
+                return self.losses(batch, tokenizer)
+
+        may_be_cut = self.chunk_size is None and not self.is_compiled and not has_batch_norm(self.retriever)
+        return explain_step(error, self, self._batch, losses, may_be_cut)
 
     def losses(self, batch: Batch, tokenizer: CaptionTokenizer, sharpness: float = 1.0) -> dict[str, Tensor]:
         """Computes the losses that are switched on: this device's shares, whose means over devices are the losses.

@@ -1,0 +1,146 @@
+"""Out of memory: a sentence that says which setting to lower, and what would fit."""
+
+from __future__ import annotations
+
+import gc
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ccr_lightning.errors import CCRError
+from ccr_lightning.memory import available_memory, in_words
+from ccr_lightning.types import Batch
+
+_FEW, _MORE = 2, 4  # images of the two trials that an estimate is made of
+_TEMPORARY = 1.25  # what a step takes at its peak, over what it keeps for the backward pass; measured: 1.01 and 1.02
+_SAYS_SO = (
+    *("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc"),
+    *("CUDA out of memory", "MPS backend out of memory", "Unable to allocate", "Caught MemoryError"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, of torch, numpy, Python or a worker, means that there is no more memory.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes do not match"))
+        (True, False)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAYS_SO)
+
+
+def explain_step(
+    error: BaseException, module: nn.Module, batch: Batch, losses: Callable[[Batch], Any], may_be_cut: bool
+) -> CCRError:
+    """Return what to say of a training step that ran out of memory.
+
+    A few images of the batch are tried again, without a backward pass: the bytes that two sizes keep for it give the
+    cost of an image, and what an optimiser will keep is added. What is named is an estimate, made to be too low rather
+    than too high.
+
+    Args:
+        error: Its frames are cleared, and with them the memory that they hold.
+        module: The model that is trained; its gradients are dropped.
+        batch: That of the step.
+        losses: Computes what the step computes, of any batch.
+        may_be_cut: Whether ``model.chunk_size`` is a way out.
+    """
+    images = len(batch.images)
+    advice = "lower --data.batch_size" + (", or set --model.chunk_size 16, say" if may_be_cut else "")
+    again = "then go on with --resume auto --resume-changed"
+    fits, free = _what_fits(error, module, batch, losses)
+    says = f"out of memory in a training step of {images} images ({in_words(free)} are free beside it)"
+    if fits is None:
+        return CCRError(f"{says}: {advice}; {again}.")
+    if fits < _FEW:
+        return CCRError(
+            f"{says}, and a batch of {_FEW} would not fit either, by estimate: make images or model smaller, or lower "
+            "--data.languages_per_step."
+        )
+    return CCRError(f"{says}: a batch of {min(fits, images - 1)} should fit, by estimate; {advice}, {again}.")
+
+
+def explain_elsewhere(stage: str | None) -> CCRError:
+    """Return what to say where memory ran out beside a training step.
+
+    Args:
+        stage: Of the trainer: ``train``, ``validate``, ``test``, ``predict``, or None before it began.
+    """
+    _, free = available_memory()
+    if stage == "train":
+        advice = "lower --data.batch_size or --data.num_workers"
+    else:
+        advice = "lower --data.eval_batch_size, and --data.num_workers if it is above 0"
+    where = {"train": "in training", "validate": "in validation", "test": "in the test", "predict": "in prediction"}
+    return CCRError(f"out of memory {where.get(str(stage), 'at the start')} ({in_words(free)} are free now): {advice}.")
+
+
+def _what_fits(
+    error: BaseException, module: nn.Module, batch: Batch, losses: Callable[[Batch], Any]
+) -> tuple[int | None, float]:
+    """The number of images of a step that should fit, None if that cannot be told, and the bytes that are free."""
+    traceback.clear_frames(error.__traceback__)
+    for parameter in module.parameters():
+        parameter.grad = None
+    gc.collect()
+    device = next(module.parameters()).device
+    free = _free(device)
+    images = len(batch.images)
+    if images <= _MORE:
+        return (None if images > _FEW else 0), free
+    try:
+        few, more = (_kept(_part(batch, count), module, losses) for count in (_FEW, _MORE))
+    except Exception as again:
+        return (0 if is_out_of_memory(again) else None), free
+    of_image = max(1.0, (more - few) / (_MORE - _FEW))
+    beside = max(0.0, few - _FEW * of_image)
+    trained = [of for of in module.parameters() if of.requires_grad]
+    beside += 3 * sum(of.numel() * of.element_size() for of in trained)  # a gradient and two averages
+    of_pair = 12.0 * batch.caption_mask.shape[1]  # bytes: three numbers in single precision for each image and text
+    left = free / _TEMPORARY - beside
+    if left <= 0:
+        return 0, free
+    return int((math.sqrt(of_image**2 + 4 * of_pair * left) - of_image) / (2 * of_pair)), free
+
+
+def _free(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return float(torch.cuda.mem_get_info(device)[0])
+    return available_memory()[1]
+
+
+def _part(batch: Batch, count: int) -> Batch:
+    cut: dict[str, Any] = {
+        name: value[:count] for name, value in batch._asdict().items() if isinstance(value, Tensor | np.ndarray)
+    }
+    return batch._replace(**cut)
+
+
+def _kept(batch: Batch, module: nn.Module, losses: Callable[[Batch], Any]) -> float:
+    """Bytes that the losses of a batch keep for the backward pass, those of parameters not counted."""
+    own = {of.untyped_storage().data_ptr() for of in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+    with _noting(own, kept):
+        losses(batch)
+    return float(sum(kept.values()))
+
+
+@contextmanager
+def _noting(own: set[int], kept: dict[int, int]) -> Iterator[None]:
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield

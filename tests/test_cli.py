@@ -650,7 +650,7 @@ def test_a_start_that_fails_leaves_the_run_as_it_was(at_home, ccr, config, name,
 def test_a_run_that_has_moved_knows_its_best_score(ccr, config, tmp_path):
     """The model barely learns: no later epoch is better than the first, and best.ckpt stays that of the first."""
     fit = ("fit", "--config", config, "--runs_dir", tmp_path, "--model.lr", 1e-12, "--resume-changed")
-    assert ccr(*fit, "--name", "a", "--trainer.max_epochs", 1)[0] == 0
+    assert ccr(*fit[:-1], "--name", "a", "--trainer.max_epochs", 1)[0] == 0
     for name in ("moved", "without-best"):
         shutil.copytree(tmp_path / "a", tmp_path / name)
     (tmp_path / "without-best" / "checkpoints" / "best.ckpt").unlink()
@@ -773,6 +773,7 @@ def test_misspelt_keys_of_a_config(expect_error, config, tmp_path, old, new, say
         ("model:\n  lr: 1\n bad: 2", r"broken\.yaml, line 3, column 2: this is no YAML \(.+\); mend it\.$"),
         ("\tmodel: 3", r"broken\.yaml, line 1, column 1: this is no YAML \(.+\); mend it\.$"),
         ("\x00", r"broken\.yaml, character 1: this is no YAML \(.+\); mend it\.$"),
+        ("[" * 3000, r"broken\.yaml: this is no YAML that can be read \(nested too deeply\); mend it\.$"),
         ("just words", r"broken\.yaml: this is no configuration; it must have the keys model, data and trainer\.$"),
         ("- a\n- b", r"broken\.yaml: this is no configuration; it must have the keys"),
         ("", r"broken\.yaml: this is no configuration; it must have the keys"),

@@ -163,6 +163,23 @@ def test_a_change_that_is_accepted_is_made(at_home, ccr):
     assert "max_epochs: 4" in config
 
 
+def test_an_epoch_that_is_over_by_then_ends(at_home, ccr):
+    """Three batches of 8 images are past, and of 16 images an epoch has two."""
+    status, _, errors = ccr(
+        "fit", "--config", "tiny.yaml", "--resume", "auto", "--resume-changed", "--data.batch_size", 16
+    )
+    assert (status, errors) == (0, "")
+    assert last(at_home)["global_step"] == 8 + 0 + 2
+
+
+def test_what_is_for_resuming_only(at_home, ccr):
+    status, _, errors = ccr("fit", "--config", "tiny.yaml", "--name", "new", "--resume-changed")
+    assert (status, errors) == (
+        1,
+        "error: --resume-changed is for a run that goes on: give --resume auto, must or a path, too.\n",
+    )
+
+
 def test_a_tokeniser_is_the_checkpoints(at_home, ccr):
     for more in ([], ["--resume-changed"]):
         status, _, errors = ccr(

@@ -20,6 +20,7 @@ _FREE = (
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
     *("trainer.log_every_n_steps", "trainer.default_root_dir", "trainer.max_time", "trainer.fast_dev_run"),
     *("trainer.deterministic", "trainer.benchmark", "trainer.profiler", "trainer.detect_anomaly"),
+    *("trainer.inference_mode", "trainer.enable_autolog_hparams", "trainer.model_registry"),
     *("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.bad_records", "data.max_bad_fraction"),
     *("model.protocol", "model.is_compiled", "model.chunk_size"),
 )

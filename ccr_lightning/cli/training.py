@@ -138,6 +138,8 @@ class TrainingCLI(LightningCLI):
         self.asked = settings
         if self.subcommand == "fit":
             resume, self.accepts_changes = settings.pop("resume"), settings.pop("resume_changed")
+            if self.accepts_changes and resume is None:
+                raise CCRError("--resume-changed is for a run that goes on: give --resume auto, must or a path, too.")
             if resume in ("auto", "must"):
                 _mend_last(self.folder)
             self.resume_from = self.folder.resume_from(resume)

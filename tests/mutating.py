@@ -114,10 +114,10 @@ def _archive_changed(content: bytes, rng: random.Random) -> bytes:
             members = {name: archive.read(name) for name in archive.namelist()}
     except Exception:
         return _bytes_changed(content, rng)
-    if rng.random() < 0.3:
+    small = [name for name, of in members.items() if len(of) < 100_000]
+    if not small or rng.random() < 0.3:
         place = content.rfind(b"PK\x01\x02")
         return content[:place] + _bytes_changed(content[place:], rng)
-    small = [name for name, of in members.items() if len(of) < 100_000]
     name, what = rng.choice(small), rng.randrange(4)
     if what == 0:
         members[f"{name}{rng.choice(['x', '/../y', ''])}"] = members.pop(name)

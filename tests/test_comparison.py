@@ -183,18 +183,23 @@ def test_help_and_nothing(capsys):
 
 
 def test_what_cannot_be_shown(runs, tmp_path, capsys):
-    empty, old, broken, partial, again = (tmp_path / name for name in ("empty", "old", "broken", "partial", "again"))
+    empty, old, broken, partial, again, text = (
+        tmp_path / name for name in ("empty", "old", "broken", "partial", "again", "text")
+    )
     empty.mkdir()
     write(old, "results.json", {"format": 1})
     write(broken, "results.json", [1])
     write(partial, "results.json", {"format": 2, "split": "test"})
     write(again, "results.json", document("multi30k-task1", {"en": (0, 0, 0.1)}, 3.5))
+    of_text = document("multi30k-task1", {"en": (0, 0, 0.1)}, 3.5)
+    write(text, "results.json", of_text | {"mrv": of_text["mrv"] | {"mean": "3.5"}})
     for arguments, says in (
         ([empty], "there are no results of a test split here; run ccr test first."),
         ([tmp_path / "nowhere"], "nowhere: there is no such run or file; check the path."),
         ([old], "are of another version of this package; run ccr test again."),
         ([broken], "cannot be read as results"),
         ([partial], "something is missing in these results ('ranking'); run ccr test again."),
+        ([text], "something is missing in these results ('3.5' is no number)"),
         ([runs[0], again], "differ in Multi30K en of mine; name one of them."),
         ([runs[0], "--format", "excel"], "invalid choice: 'excel'"),
     ):

@@ -127,6 +127,12 @@ def rewrite(folder, change):
         (lambda of: (of / "config.json").unlink(), "there is no config.json"),
         (lambda of: (of / "config.json").write_text("{"), "config.json: cannot be read"),
         (lambda of: (of / "config.json").write_text("[]"), "config.json: this is no JSON object"),
+        (
+            lambda of: (of / "config.json").write_text("[" * 100_000),
+            "config.json: it is nested too deeply",
+        ),
+        (lambda of: change_config(of, lambda c: c["retriever"].pop("fusion")), "'fusion' is missing"),
+        (lambda of: change_config(of, lambda c: c["transform"].update(mean="abc")), "settings that no retriever has"),
         (lambda of: change_config(of, lambda c: c.update(format=9)), "its format is 9, and this version reads 1"),
         (lambda of: change_config(of, lambda c: c.pop("transform")), "'transform' is missing or no mapping"),
         (lambda of: change_config(of, lambda c: c["retriever"].pop("embed_dim")), "settings that no retriever has"),

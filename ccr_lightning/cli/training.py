@@ -39,7 +39,6 @@ from ccr_lightning.training.bad_steps import PassOverBadSteps
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestScore, RunFolder
 from ccr_lightning.training.checks import check_galleries
-from ccr_lightning.training.free_memory import ReturnFreeMemory
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
 from ccr_lightning.training.out_of_memory import explain_elsewhere, is_out_of_memory
@@ -201,7 +200,6 @@ class TrainingCLI(LightningCLI):
                 CompareData(self.accepts_changes),
                 LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
                 PassOverBadSteps(self.folder.path),
-                ReturnFreeMemory(),
                 SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS),
             ]
             if config.get("logger") is None:

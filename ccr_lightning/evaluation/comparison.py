@@ -81,6 +81,8 @@ def rows_of(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]
     for name, (path, document) in zip(names_of(results), results, strict=True):
         try:
             columns = _columns(document)
+            if texts := [value for value in columns.values() if not isinstance(value, int | float)]:
+                raise TypeError(f"{texts[0]!r} is no number")
         except (KeyError, TypeError, AttributeError) as error:
             raise incomplete(path, error) from error
         for column, value in columns.items():

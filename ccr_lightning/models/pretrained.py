@@ -136,6 +136,8 @@ def check_retriever_config(folder: Path, config: Mapping[str, Any]) -> None:
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise CCRError(f"{path}: {key!r} is missing or no mapping; fetch or save the model again.")
+    if missing := [part for part in _SETTINGS if part not in config and part not in config["retriever"]]:
+        raise CCRError(f"{path}: {missing[0]!r} is missing; fetch or save the model again.")
     for part, allowed in _SETTINGS.items():
         own = config[part] if part in config else config["retriever"].get(part)
         if part == "fusion" and own is None:

@@ -129,7 +129,7 @@ def rewrite(folder, change):
         (lambda of: (of / "config.json").write_text("[]"), "config.json: this is no JSON object"),
         (
             lambda of: (of / "config.json").write_text("[" * 100_000),
-            "config.json: it is nested too deeply",
+            "it is nested too deeply",
         ),
         (lambda of: change_config(of, lambda c: c["retriever"].pop("fusion")), "'fusion' is missing"),
         (lambda of: change_config(of, lambda c: c["transform"].update(mean="abc")), "settings that no retriever has"),

@@ -1,5 +1,6 @@
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import socket
@@ -183,6 +184,14 @@ def test_workers_load_the_same_batches(ready):
     by_workers = list(ready(num_workers=2).train_dataloader())
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, by_workers, strict=True))
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(alone, by_workers, strict=True))
+
+
+def test_workers_of_an_evaluation_end_with_its_last_batch(ready):
+    for loader, alone in zip(ready(num_workers=2).val_dataloader(), ready().val_dataloader(), strict=True):
+        batches = iter(loader)
+        found = [next(batches) for _ in range(len(loader))]  # and not a StopIteration after them
+        assert multiprocessing.active_children() == []
+        assert all(torch.equal(one[0], other[0]) for one, other in zip(found, alone, strict=True))
 
 
 @pytest.mark.parametrize("split", ["val", "test", "predict"])

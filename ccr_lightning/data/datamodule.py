@@ -486,7 +486,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         self, samples: Dataset[Any], collate: Callable[[Any], ImageBatch | CaptionBatch]
     ) -> DataLoader[Any]:
         sampler = ShardSampler(len(samples), *self._rank_and_world_size())  # type: ignore[arg-type]
-        return DataLoader(
+        return _EndingLoader(
             samples, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=collate, **self._loader_settings()
         )
 
@@ -499,6 +499,19 @@ class CaptionDataModule(lightning.LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": leave_signals_to_the_parent,
         }
+
+
+class _EndingLoader(DataLoader[Any]):
+    """A loader whose workers end with the last batch: Lightning never asks for more, and keeps what it has asked."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = iter(super().__iter__())
+        held = next(batches, None)
+        for batch in batches:
+            yield held
+            held = batch
+        if held is not None:
+            yield held
 
 
 class _ResumableLoader(DataLoader[Any]):

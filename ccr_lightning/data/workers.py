@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import re
 import signal
+from contextlib import suppress
 from functools import cache
 
 from ccr_lightning.errors import CCRError
@@ -33,6 +34,8 @@ def end_with_this_process() -> None:
 
 
 def _end_workers() -> None:
+    with suppress(ValueError):  # in another thread; torch would raise an error in the first one
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

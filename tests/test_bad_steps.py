@@ -95,14 +95,15 @@ def test_too_many_in_a_row_end_the_run(run, ranks):
     assert done.returncode == 1
     assert done.stdout.count(" is passed over: ") == 10
     (says,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    sentence = r"error: the gradient was not finite in 10 steps in a row, the last of them with the images (.*?): "
-    images = re.match(sentence, says)
+    of_rank = r"(?:rank (\d) of 2 \(on .*?\) stopped at step \d+: )?"
+    what = r"the gradient was not finite in 10 steps in a row, the last of them with the images (.*?): "
+    rank, images = re.match(f"error: {of_rank}{what}", says).groups()
     assert "Traceback" not in done.stderr
     assert not (folder / "results.json").exists()
     assert all(of.isfinite().all() for of in weights(folder).values())
     batches = [torch.load(path, weights_only=True) for path in sorted(folder.glob("bad_batch-*.pt"))]
     assert len(batches) == ranks
-    assert images[1].split(", ") == [str(image) for image in batches[0]["image_ids"].tolist()]
+    assert images.split(", ") == [str(image) for image in batches[int(rank or 0)]["image_ids"].tolist()]
     assert batches[0]["images"].shape[1:] == (3, 32, 32)
 
 

@@ -72,7 +72,7 @@ def test_what_is_named_fits(folder):
     assert found, line
     assert 100 <= int(found["free"]) <= 500
     fits = int(found["fits"])
-    assert 4 <= fits < 80
+    assert 2 <= fits < 80
     done = fit(folder, LIMITED.format(step=0), "--name", "small", "--data.batch_size", fits)
     assert done.returncode == 0, done.stderr
     done = fit(folder, LIMITED.format(step=0), "--name", "chunks", "--data.batch_size", 80, "--model.chunk_size", 4)

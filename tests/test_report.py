@@ -641,7 +641,7 @@ def test_pictures_that_cannot_be_decoded_have_their_sentence(copy, make, tmp_pat
 
 
 def test_a_source_that_cannot_be_built_is_said(copy, make):
-    rewrite(copy / "results.json", lambda document: document["source"].update(class_path="nowhere.Source"))
+    rewrite(copy / "results.json", lambda document: document["source"].update(class_path="ccr_lightning.No"))
     page, _ = make(copy / "results.json")
     assert "for the data cannot be read: their source cannot be built" in shown(page, ".//p[@class='remark']")[0]
 

@@ -1,0 +1,145 @@
+"""What is measured in training, as callbacks that a trial's configuration names."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from benchmarks.experiments.candidates import TERMS
+from benchmarks.experiments.gradients import angles
+from ccr_lightning.training.module import RetrievalModule
+from ccr_lightning.types import Batch
+
+
+class Meter(Callback):
+    """Counts what training costs, across interruptions, and writes ``cost.json`` into the run's folder.
+
+    CPU seconds are those of this process in training steps and in loading their batches, validation left out; tokens
+    are those that the text encoder read, those of masked-LM included.
+    """
+
+    def __init__(self) -> None:
+        self.cost = {"steps": 0, "images": 0, "tokens": 0, "cpu_seconds": 0.0}
+        self._since = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
+        """Listens to the text encoder."""
+
+        def count(_: nn.Module, inputs: tuple[Tensor, Tensor, Any]) -> None:
+            if pl_module.training:
+                self.cost["tokens"] += int(inputs[1].sum())
+
+        pl_module.retriever.text_encoder.register_forward_pre_hook(count)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
+        """Starts the clock."""
+        self._since = time.process_time()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Counts the step."""
+        now = time.process_time()
+        self.cost["cpu_seconds"] += now - self._since
+        self._since = now
+        self.cost["steps"] += 1
+        self.cost["images"] += len(batch.images)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
+        """Writes what it counted."""
+        write(trainer, "cost.json", self.cost)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has counted so far."""
+        return dict(self.cost)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self.cost = dict(state_dict)
+
+
+class ByLanguage(Callback):
+    """Notes recall@1 of each language on the validation split during training, in ``by_language.json``."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
+        """Adds a row."""
+        if pl_module.evaluation is None or trainer.state.fn != "fit":
+            return
+        recalls = {
+            language: round(sum(of[direction]["recall@1"] for direction in ("image_to_text", "text_to_image")) / 2, 6)
+            for language, of in pl_module.evaluation.results["languages"].items()
+        }
+        self.rows.append({"step": trainer.global_step, "recall@1": recalls})
+        write(trainer, "by_language.json", self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on."""
+        self.rows = list(state_dict["rows"])
+
+
+class GradientAngles(Callback):
+    """Notes in ``angles.json``, every few epochs, how far the gradient of a step points from that of all languages.
+
+    Args:
+        every_n_epochs: How often.
+        batches: Batches of images, each with captions in all languages.
+        draws: Steps that are drawn for each batch.
+    """
+
+    def __init__(self, every_n_epochs: int = 5, batches: int = 4, draws: int = 8) -> None:
+        self.every_n_epochs, self.batches, self.draws = every_n_epochs, batches, draws
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
+        """Adds a row before the first step of an epoch."""
+        if trainer.current_epoch % self.every_n_epochs:
+            return
+        found = angles(pl_module, trainer.datamodule, self.batches, self.draws)
+        self.rows.append({"step": trainer.global_step, **found})
+        write(trainer, "angles.json", self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on."""
+        self.rows = list(state_dict["rows"])
+
+
+class AddTerm(Callback):
+    """Adds a term to the contrastive loss: one of :mod:`benchmarks.experiments.candidates`.
+
+    Args:
+        term: Its name.
+        weight: What it is multiplied with.
+    """
+
+    def __init__(self, term: str, weight: float) -> None:
+        self.term, self.weight = TERMS[term], weight
+
+    def on_fit_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
+        """Puts the sum in the place of the loss."""
+        loss = pl_module.contrastive.forward
+
+        def forward(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *_: Any, **others: Any) -> Tensor:
+            term = self.term(image_embeds, text_embeds, logit_scale)
+            return loss(image_embeds, text_embeds, logit_scale, *_, **others) + self.weight * term
+
+        pl_module.contrastive.forward = forward
+
+
+def write(trainer: Trainer, name: str, content: Any) -> None:
+    """Write JSON into the run's folder."""
+    path = Path(trainer.logger.save_dir) / name
+    path.write_text(json.dumps(content), encoding="utf-8")

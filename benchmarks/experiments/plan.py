@@ -1,0 +1,173 @@
+"""What is trained: tuning, the objectives at equal budgets, ablations, mechanisms, and changes to the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from benchmarks.experiments.trial import OBJECTIVES, SPLITS, Trial
+
+EPOCHS = 20  # of the built-in pictures, of which each is seen once an epoch
+LANGUAGES_PER_STEP = 4
+SEEDS = (0, 1, 2, 3, 4)
+ABLATION_SEEDS = SEEDS[:3]
+TUNING_SEED = 1000  # of trainings that choose settings, and are in no table
+LEARNING_RATES = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
+
+BUDGETS = {  # epochs of each objective
+    "images": dict.fromkeys(OBJECTIVES, EPOCHS),
+    "tokens": {"one_to_k": EPOCHS, "one_to_one": EPOCHS * LANGUAGES_PER_STEP, "english_pivot": EPOCHS},
+    "time": {"one_to_k": EPOCHS, "one_to_one": 45, "english_pivot": 19},  # by CPU seconds, which the page reports
+}
+
+UNSEEN = ("ar", "ko", "pt")  # a script of another language, a script of its own, and close relatives in training
+RARE = {"ar": 0.1, "fa": 0.1, "id": 0.1, "ko": 0.1, "it": 0.5, "pt": 0.5, "ru": 0.5, "tr": 0.5}
+LANGUAGES = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
+
+_FUSION = {
+    "class_path": "ccr_lightning.models.fusion.FusionEncoder",
+    "init_args": {
+        "hidden_size": 128,
+        "layers": 1,
+        "heads": 2,
+        "feed_forward_size": 512,
+        "image_width": 256,
+        "dropout": 0.0,
+    },
+}
+
+
+class Row(NamedTuple):
+    """A line of a table: its name, and the trials of all its seeds."""
+
+    name: str
+    trials: Sequence[Trial]
+
+
+def epochs(count: int) -> dict[str, int]:
+    """Options of a training of so many epochs, validated four times."""
+    return {"trainer.max_epochs": count, "trainer.check_val_every_n_epoch": max(1, count // 4)}
+
+
+def tuning(splits: Sequence[str] = SPLITS) -> list[Trial]:
+    """Learning rates of each objective, the same ones for all, scored on the validation split."""
+    return [
+        Trial(objective, split, TUNING_SEED, {**epochs(EPOCHS), "model.lr": rate}, selects=True)
+        for objective in OBJECTIVES
+        for split in splits
+        for rate in LEARNING_RATES
+    ]
+
+
+def objectives(budget: str, split: str, seeds: Sequence[int] = SEEDS) -> list[Row]:
+    """The three objectives at an equal budget."""
+    return [
+        Row(objective, [Trial(objective, split, seed, epochs(count)) for seed in seeds])
+        for objective, count in BUDGETS[budget].items()
+    ]
+
+
+def _rows(
+    values: Mapping[str, Mapping[str, Any]], objective: str = "one_to_k", seeds: Sequence[int] = ABLATION_SEEDS
+) -> list[Row]:
+    """A row for each name, with options over those of the objective; none is the objective itself."""
+    return [
+        Row(name, [Trial(objective, "composition", seed, {**epochs(EPOCHS), **options}) for seed in seeds])
+        for name, options in values.items()
+    ]
+
+
+def _of_each(name: str, **changes: Any) -> list[Row]:
+    """The same change to all three objectives."""
+    return [
+        Row(f"{row.name}, {name}", [replace(trial, **changes) for trial in row.trials])
+        for row in objectives("images", "composition", ABLATION_SEEDS)
+    ]
+
+
+def _losses(matching: bool, masked_lm: bool) -> dict[str, Any]:
+    return {
+        "model.retriever.init_args.fusion": _FUSION,
+        "model.matching_weight": float(matching),
+        "model.masked_lm_weight": 0.2 * masked_lm,
+        "model.draw_warmup": 0.3,
+    }
+
+
+def ablations() -> dict[str, list[Row]]:
+    """Tables of one change each, at equal images."""
+    per_step, unseen = "data.languages_per_step", [language for language in LANGUAGES if language not in UNSEEN]
+    missing = {share: {"kept": dict.fromkeys(LANGUAGES, 1 - share)} for share in (0.25, 0.5)}
+    return {
+        "languages per step": _rows({f"K = {k}": {per_step: k} if k != 4 else {} for k in (1, 2, 4, 8, 14)}),
+        "losses": _rows(
+            {
+                "contrastive": {},
+                "with matching": _losses(True, False),
+                "with masked-LM": _losses(False, True),
+                "with both": _losses(True, True),
+            }
+        ),
+        "temperature at the start": _rows(
+            {
+                f"{start}": {"model.retriever.init_args.temperature": start} if start != 0.07 else {}
+                for start in (0.02, 0.07, 0.2)
+            }
+        ),
+        "weight of text to image": _rows({"1": {}, "1/K": {"model.text_to_image_weight": 1 / LANGUAGES_PER_STEP}}),
+        "batch size": _rows(
+            {f"{size}": {"data.batch_size": size} if size != 128 else {} for size in (32, 64, 128, 256)}
+        ),
+        "missing captions": [
+            *objectives("images", "composition", ABLATION_SEEDS),
+            *(row for share, of in missing.items() for row in _of_each(f"{share:.0%} missing", degraded=of)),
+        ],
+        "rare languages": _of_each("rare", degraded={"kept": RARE}),
+        "unseen languages": [
+            Row(
+                row.name,
+                [
+                    replace(trial, options={**trial.options, "data.languages": unseen}, tested_on=LANGUAGES)
+                    for trial in row.trials
+                ],
+            )
+            for row in _of_each("unseen")
+        ],
+        "swapped captions": [
+            row for share in (0.1, 0.3) for row in _of_each(f"{share:.0%} swapped", degraded={"swapped": share})
+        ],
+    }
+
+
+def mechanisms() -> list[Row]:
+    """The three objectives, watched while they train."""
+    callbacks = {"ByLanguage": {}, "GradientAngles": {}}
+    every = {"trainer.check_val_every_n_epoch": 1}
+    return [
+        Row(
+            row.name,
+            [replace(trial, callbacks=callbacks, options={**trial.options, **every}) for trial in row.trials],
+        )
+        for row in objectives("images", "composition", ABLATION_SEEDS)
+    ]
+
+
+def candidates(splits: Sequence[str] = SPLITS) -> dict[str, list[Trial]]:
+    """Terms added to the 1-to-K loss, and what they are compared with, scored on the validation split."""
+    terms = {
+        "mean_text": (0.25, 0.5, 1.0),
+        "agreement": (0.5,),
+        "spread_of_positives": (0.1,),
+        "hardest_language": (0.5,),
+        "text_to_text": (0.5,),
+    }
+    plain = Trial("one_to_k", "", TUNING_SEED, epochs(EPOCHS), selects=True)
+    added = {
+        f"{term}, {weight}": replace(plain, callbacks={"AddTerm": {"term": term, "weight": weight}})
+        for term, weights in terms.items()
+        for weight in weights
+    }
+    return {
+        name: [replace(trial, split=split) for split in splits] for name, trial in {"1-to-K": plain, **added}.items()
+    }

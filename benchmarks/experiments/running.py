@@ -1,0 +1,139 @@
+"""Trains trials side by side, each as a command of its own, and keeps their results in a file of lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.experiments.trial import Trial, scores
+from benchmarks.measure import machine
+
+MEASURED = ("cost", "by_language", "angles")  # JSON that callbacks leave in a run's folder
+
+
+class Results:
+    """What was found of trials, in a file of JSON lines, one for each, sorted; a line is never half written.
+
+    Args:
+        path: The file.
+        more: Configurations that were laid over those of every trial.
+    """
+
+    def __init__(self, path: Path, more: Sequence[Path] = ()) -> None:
+        self.path, self.more = path, more
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.found: dict[str, dict[str, Any]] = {record["key"]: record for record in map(json.loads, lines)}
+
+    def of(self, trial: Trial) -> dict[str, Any] | None:
+        """What was found of a trial; None if it has not been run with these settings."""
+        return self.found.get(trial.key(self.more))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep what was found of a trial."""
+        self.found[record["key"]] = record
+        self.write()
+
+    def write(self) -> None:
+        """Write the file anew."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = sorted(json.dumps(record, sort_keys=True) for record in self.found.values())
+        beside = self.path.with_suffix(".partial")
+        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        beside.replace(self.path)
+
+
+def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> None:
+    """Run what has no results yet, ``jobs`` at a time; those that were interrupted go on.
+
+    Raises:
+        SystemExit: If one fails; the others have ended before.
+    """
+    left = list({trial.key(results.more): trial for trial in trials if results.of(trial) is None}.values())
+    if not left:
+        return
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(_run, trial, results.more, folder): trial for trial in left}
+        for number, future in enumerate(as_completed(running), 1):
+            trial = running[future]
+            try:
+                record = future.result()
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{trial.title}: see {error.cmd}")
+                print(f"failed: {failed[-1]}", flush=True)
+                continue
+            results.add(record)
+            found = record["scores"]
+            print(
+                f"{number} of {len(left)}: {trial.title}: mean recall {100 * found['mean_recall']:.1f}, "
+                f"MRV {found['mrv']['mean']:.1f}, {record['cost']['cpu_seconds']:.0f} CPU s",
+                flush=True,
+            )
+    if failed:
+        raise SystemExit("\n".join(["some trainings failed:", *failed]))
+
+
+def _run(trial: Trial, more: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Train one, test it, and return its record."""
+    key = trial.key(more)
+    run_folder, config, log = folder / key, folder / f"{key}.yaml", folder / f"{key}.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = trial.settings(more)
+    if trial.selects:
+        settings["trainer"]["limit_test_batches"] = 0
+    config.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
+    _ccr(log, "fit", "--config", str(config), "--runs_dir", str(folder), "--name", key, "--resume", "auto")
+    if trial.selects:
+        _ccr(log, "validate", "--ckpt_path", str(run_folder))
+    elif trial.tested_on:
+        _ccr(log, "test", "--ckpt_path", str(run_folder), "--data.languages", json.dumps(list(trial.tested_on)))
+    results = run_folder / ("results-val.json" if trial.selects else "results.json")
+    document = json.loads(results.read_text(encoding="utf-8"))
+    record = {
+        "key": key,
+        **trial.described,
+        "scored": document["split"],
+        "scores": scores(document),
+        "versions": document["versions"],
+        "commit": commit(),
+        "processor": machine()["processor"],
+    }
+    for name in MEASURED:
+        file = run_folder / f"{name}.json"
+        if file.exists():
+            record[name] = json.loads(file.read_text(encoding="utf-8"))
+    shutil.rmtree(run_folder)
+    for path in (config, log):
+        path.unlink()
+    return record
+
+
+def _ccr(log: Path, *arguments: str) -> None:
+    """Run a command on one thread; what it says goes to the log."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CCR_TRUST": "benchmarks"}
+    command = [sys.executable, "-m", "ccr_lightning.cli.main", *arguments]
+    with log.open("a", encoding="utf-8") as said:
+        done = subprocess.run(command, stdout=said, stderr=said, env=environment, check=False)
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, str(log))
+
+
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """The commit of the working tree when the first training ended, with a + if there were changes."""
+    named = _git("rev-parse", "--short=10", "HEAD")
+    return f"{named}+" if _git("status", "--porcelain", "--untracked-files=no") else named
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()

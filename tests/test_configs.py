@@ -88,7 +88,8 @@ def test_runs_are_built(path, build):
     text, fusion = retriever.text_encoder, retriever.fusion
     assert data.transform.image_size == retriever.image_encoder.image_size
     assert tokenizer.max_tokens <= text.max_positions
-    assert (fusion.width, fusion.image_width) == (text.width, retriever.image_encoder.width)
+    if fusion is not None:
+        assert (fusion.width, fusion.image_width) == (text.width, retriever.image_encoder.width)
     if tokenizer.name_or_path is None:
         assert tokenizer.vocab_size == text.vocab_size
     assert settings.trainer.max_epochs % (settings.trainer.check_val_every_n_epoch or 1) == 0  # the end is validated

@@ -23,7 +23,7 @@ class Trial:
     """A training: an objective's configuration, with other settings laid over it.
 
     Args:
-        objective: Name of its file in ``configs/experiments``.
+        objective: Name of its file in ``configs/experiments``, which is laid over that of ``one_to_k``.
         split: The split scheme of the built-in pictures.
         seed: Of weights, order and draws; the data are the same for all.
         options: Dotted name to value, over the configuration.
@@ -44,9 +44,8 @@ class Trial:
 
     def settings(self, more: Sequence[Path] = ()) -> dict[str, Any]:
         """All settings, nested as in a configuration: those of the files, of ``more`` files, then its own."""
-        files = [CONFIGS / "base.yaml", CONFIGS / f"{self.objective}.yaml", *more]
         settings: dict[str, Any] = {"seed_everything": self.seed}
-        for file in files:
+        for file in (CONFIGS / "one_to_k.yaml", CONFIGS / f"{self.objective}.yaml", *more):
             _merge(settings, yaml.safe_load(file.read_text(encoding="utf-8")))
         lay(settings, "data.source.init_args.split_scheme", self.split)
         if self.degraded:

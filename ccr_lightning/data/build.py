@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -231,6 +232,7 @@ def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRe
     text = Value("string")
     captions = List({"language": text, "texts": List(text)})
     columns = {"image_id": text, "image": Value("binary"), "captions": captions, "text_length": Value("int32")}
+    columns |= {"sha256": text}
     origin = {"language": text, "number": Value("int32"), "translated_by": text, "translated_on": text}
     features = Features({**columns, "translations": List(origin), "where": text})
     file, size = WrittenFile(path.name), 0
@@ -249,11 +251,14 @@ def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRe
 
 
 def _row(record: ImageCaptions) -> dict[str, Any]:
-    lengths = [len(text.encode()) for texts in record.captions.values() for text in texts]
+    assert isinstance(record.image, bytes)
+    captions = {name: list(texts) for name, texts in record.captions.items()}
+    lengths = [len(text.encode()) for texts in captions.values() for text in texts]
+    content = [record.image_id, hashlib.sha256(record.image).hexdigest(), captions]
     return {
         "image_id": record.image_id,
         "image": record.image,
-        "captions": [{"language": name, "texts": list(texts)} for name, texts in record.captions.items()],
+        "captions": [{"language": name, "texts": texts} for name, texts in captions.items()],
         "translations": [
             {
                 "language": name,
@@ -266,6 +271,7 @@ def _row(record: ImageCaptions) -> dict[str, Any]:
             if isinstance(text, MachineTranslation)
         ],
         "text_length": sum(lengths) // max(len(lengths), 1),
+        "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         "where": printable(record.where),
     }
 

@@ -75,12 +75,38 @@ class KeepBestScore(Callback):
     """Lets a run that resumes from its own folder know its best score, also where the folder was moved or copied to.
 
     A checkpoint says where its folder was when it was written, and Lightning forgets the best score if that is not the
-    run's folder now.
+    run's folder now. A score of another validation, whose split, languages or inputs have changed, is forgotten: no
+    later one could be compared with it.
     """
+
+    def __init__(self) -> None:
+        self._validation: dict[str, Any] | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what scores depend on."""
+        self._validation = trainer.datamodule.validated_on()  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the scores so far depend on."""
+        return {"validation": self._validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on."""
+        self._validation = state_dict["validation"]
+
+    def _is_another_validation(self, trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
+        before = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("validation")
+        if before is None or not trainer.limit_val_batches:
+            return False
+        has_changed: bool = before != trainer.datamodule.validated_on()  # type: ignore[attr-defined]
+        return has_changed
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the paths right before the callbacks take their states."""
         folder = Path(str(trainer.ckpt_path)).resolve().parent
+        forgets = self._is_another_validation(trainer, checkpoint)
+        if forgets and trainer.is_global_zero:
+            print("the validation is not that of before: the best score so far is forgotten", flush=True)
 
         def here(path: str) -> str:
             return path and str(folder / Path(path).name)
@@ -94,7 +120,7 @@ class KeepBestScore(Callback):
                 state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
                 for name in ("best_model_path", "kth_best_model_path"):
                     state[name] = here(state[name])
-            if not all(Path(path).exists() for path in state["best_k_models"]):
+            if forgets or not all(Path(path).exists() for path in state["best_k_models"]):
                 state["dirpath"] = None  # a score without its checkpoint would keep a worse one from being saved
 
 
@@ -145,7 +171,8 @@ def take_optimizer_settings(checkpoint: Mapping[str, Any], now: Sequence[Mapping
     """
     for state in checkpoint["optimizer_states"]:
         for old, new in zip(state["param_groups"], now, strict=False):
-            old["lr"] *= new["lr"] / old["initial_lr"]
+            done = old["lr"] / old["initial_lr"] if old["initial_lr"] else 1.0
+            old["lr"] = new["lr"] * done
             old |= {"initial_lr": new["lr"], "weight_decay": new["weight_decay"], "betas": tuple(new["betas"])}
     for schedule in checkpoint["lr_schedulers"]:
         schedule["base_lrs"] = [group["lr"] for group in now]
@@ -214,34 +241,46 @@ class RunFolder:
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to go on from, maybe once it is mended."""
-        return self.last.exists() or (self.checkpoints / PREVIOUS).exists()
+        return any(path.exists() for path in (self.last, self.checkpoints / PREVIOUS, self.best))
 
     def mend(self) -> str:
-        """Puts the checkpoint before the last one in its place, if the last one is damaged; that one is kept, too.
+        """Puts another checkpoint in the place of the last one, if that is missing or damaged; it is kept, too.
+
+        That is the one before it or the best one, whichever is newer and whole.
 
         Returns:
             What was done, in a sentence; empty if nothing was.
 
         Raises:
-            CCRError: The last one is damaged and there is no other, or it is damaged too, or there is no space.
+            CCRError: There are checkpoints, none of which can be read, or there is no space.
         """
         if not self.has_checkpoint():
             return ""
-        previous, is_lost = self.checkpoints / PREVIOUS, not self.last.exists()
-        try:
-            read_checkpoint(self.last, "meta", verify=True)
-            return ""
-        except CCRError as error:
-            if not previous.exists():
-                raise
-            step = read_checkpoint(previous, "meta", verify=True)["global_step"]
-            with atomic_write(self.last, *_SAYS) as file, previous.open("rb") as content:
-                shutil.copyfileobj(content, file)
-                if not is_lost:
-                    self.last.replace(self.checkpoints / DAMAGED)
-            if is_lost:
-                return f"{self.last} is missing: the checkpoint before it, of step {step}, is taken."
-            return f"{error} It is kept as {DAMAGED}, and the one before it, of step {step}, is taken."
+        steps: dict[Path, int] = {}
+        damaged: dict[Path, CCRError] = {}
+        for path in (self.last, self.checkpoints / PREVIOUS, self.best):
+            if path.exists():
+                try:
+                    steps[path] = read_checkpoint(path, "meta", verify=True)["global_step"]
+                except CCRError as error:
+                    damaged[path] = error
+            if self.last in steps:
+                return ""
+        if not steps:
+            names = ", ".join(path.name for path in damaged)
+            raise CCRError(
+                f"{self.checkpoints}: no checkpoint can be read, {names}: damaged or none; copy a whole one there, or "
+                "remove the folder to start anew."
+            )
+        newest = max(steps, key=lambda path: steps[path])
+        with atomic_write(self.last, *_SAYS) as file, newest.open("rb") as content:
+            shutil.copyfileobj(content, file)
+            if self.last in damaged:
+                self.last.replace(self.checkpoints / DAMAGED)
+        taken = f"{newest.name}, of step {steps[newest]}, is taken."
+        if self.last in damaged:
+            return f"{damaged[self.last]} It is kept as {DAMAGED}, and {taken}"
+        return f"{self.last} is missing: {taken}"
 
     def resume_from(self, resume: str | None) -> Path | None:
         """Finds the checkpoint to start from.
@@ -263,7 +302,7 @@ class RunFolder:
             ccr_lightning.errors.CCRError: --resume must: runs/nowhere has no checkpoints/last.ckpt; check ...
         """
         if resume is None:
-            if self.last.exists():
+            if self.has_checkpoint():
                 raise CCRError(
                     f"{self.path} already holds a run: pass --resume auto to continue it, or --name for a new one."
                 )
@@ -281,6 +320,6 @@ class RunFolder:
             raise CCRError(f"--resume {resume}: there is no such checkpoint; pass auto, must or the path of one.")
         if Path(resume).resolve().parent == self.checkpoints.resolve():
             return self.checkpoints / Path(resume).name
-        if self.last.exists():
+        if self.has_checkpoint():
             raise CCRError(f"--resume {resume}: {self.path} already holds a run: pass --name for a new one.")
         return Path(resume)

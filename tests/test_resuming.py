@@ -95,7 +95,14 @@ def last(folder):
             ],
         ),
         (["--seed_everything", 3], ["seed_everything was 0 and is 3"]),
-        (["--data.batch_size", 4], ["batches of all devices together had 8 images and have 4"]),
+        (
+            ["--data.batch_size", 4, "--model.lr", 0.5],
+            ["data.batch_size was 8 and is 4", "model.lr was 0.002 and is 0.5"],
+        ),
+        (
+            ["--data.batch_size", 4, "--trainer.devices", "auto"],
+            ["batches of all devices together had 8 images and have 4"],
+        ),
     ],
 )
 def test_other_settings_are_refused_and_named(at_home, ccr, settings, named):
@@ -181,6 +188,10 @@ def test_a_change_that_is_accepted_is_made(at_home, ccr):
     assert {tuple(group["betas"]) for group in groups} == {(0.8, 0.9)}
     assert checkpoint["global_step"] == 8 + 7 + 2 * 10  # the rest of an epoch of ten batches, of which three are past
     config = (at_home / "runs" / "tiny" / "config.yaml").read_text()
+    first, note, *_ = config.splitlines()
+    assert first.startswith("# What this run goes on with; repeat it with: ccr fit --config runs/tiny/config.yaml ")
+    assert note.startswith("# changed: from step 8 on, other settings than before: ")
+    assert "model.lr was 0.002 and is 0.001" in note
     assert "lr: 0.001" in config
     assert "max_epochs: 4" in config
 

@@ -145,6 +145,7 @@ class TrainingCLI(LightningCLI):
             raise CCRError(f"--name is {settings.name!r}: give a name without slashes; --runs_dir says where runs lie.")
         self.folder = RunFolder(Path(settings.runs_dir) / settings.name)
         self.resume_from = None
+        self._changes = ""  # that have been accepted
         self.asked = settings
         if self.subcommand == "fit":
             resume, self.accepts_changes = settings.pop("resume"), settings.pop("resume_changed")
@@ -183,6 +184,8 @@ class TrainingCLI(LightningCLI):
         before, now = load_config(str(file)), yaml.safe_load(self._settings_as_written())
         if self.subcommand == "fit":
             changes = check_settings(before, now, self.accepts_changes)
+            if changes and self.accepts_changes:
+                self._changes = f"from step {read_checkpoint(checkpoint, 'meta')['global_step']} on, {changes}"
         else:
             changes = changes_of_evaluation(before, now)
         if changes:
@@ -382,8 +385,10 @@ class TrainingCLI(LightningCLI):
         """Writes the configuration; a node that does not see it would not see the checkpoints either."""
         text = self._settings_as_written()
         if self.trainer.is_global_zero:
+            if lacks := self.folder.make_ready(self.model):
+                _say(lacks)
             self.model.retriever.save_settings(self.folder.model)
-            write_config(self.folder.config, text)
+            write_config(self.folder.config, text, self._changes)
         self.trainer.strategy.barrier()
         if not self.folder.config.is_file():
             raise CCRError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -59,10 +60,10 @@ def refuse_other_classes(config: Mapping[str, Any], where: str) -> None:
     for path in _class_paths(config):
         package = str(path).partition(".")[0]
         if package not in trusted:
-            raise CCRError(
-                f"{where}: it names {path!r}, which is not part of this package and could do anything: if you trust "
-                f"it, export {VARIABLE}={package}."
-            )
+            what = f"{where}: it names {path!r}, which is not part of this package and could do anything"
+            if package in sys.stdlib_module_names:
+                raise CCRError(f"{what}: no run needs that; do not use this file.")
+            raise CCRError(f"{what}: if you trust it, export {VARIABLE}={package}.")
 
 
 def _class_paths(part: Any) -> Iterator[Any]:

@@ -235,9 +235,10 @@ class CaptionDataModule(lightning.LightningDataModule):
             counts = self._caption_counts(split)
             missing = [language for language in self.languages if not counts.get(language)]
             if missing:
+                named = ", ".join(map(repr, missing))
                 raise CCRError(
-                    f"the split {split!r} of {self.source.name} has no caption in {', '.join(missing)}; leave it out "
-                    "of the data's languages."
+                    f"the split {split!r} of {self.source.name} has no caption in {named}: name the others in "
+                    "data.languages, or mend the captions."
                 )
 
     def train_dataloader(self) -> DataLoader[Batch] | ShardLoader:
@@ -426,8 +427,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             rows = WebDatasetShards({"train": self.train_shards}).captions("train")
         self.tokenizer.train(text for row in rows for name in self.languages for text in row.get(name, ()))
         text = json.dumps(self.tokenizer.to_dict(), ensure_ascii=False)
-        advice = "free some space or choose another cache_dir"
-        with atomic_write(self._tokenizer_file(), "the trained tokeniser", advice) as file:
+        with atomic_write(self._tokenizer_file(), "the trained tokeniser", "choose another cache_dir") as file:
             file.write(text.encode())
 
     def _ready_tokenizer(self) -> CaptionTokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +15,16 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, make_folder, remove_remains
+from ccr_lightning.files import atomic_write, could_not_be_written, make_folder, remove_remains
+from ccr_lightning.memory import in_words
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
-_SAYS = "the checkpoint", "free some space or change --runs_dir"
+_CHECKPOINTS_AT_A_TIME = 4  # last, previous, best, and one that is being written
+_SAYS = "the checkpoint", "change --runs_dir"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -233,6 +237,37 @@ class RunFolder:
                 (self.path / ".lock").unlink()
             lock.release()
             self.remove_if_empty()
+
+    def make_ready(self, module: nn.Module) -> str:
+        """Makes what a run writes into, before it has anything to lose.
+
+        Args:
+            module: What is trained, whose checkpoints have weights and AdamW's two averages.
+
+        Returns:
+            A sentence on want of space; empty if there is enough, by estimate.
+
+        Raises:
+            CCRError: Something is in the way.
+        """
+        metrics = self.path / "metrics.csv"
+        try:
+            make_folder(self.checkpoints)
+            if metrics.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except OSError as error:
+            path = metrics if self.checkpoints.is_dir() else self.checkpoints
+            raise could_not_be_written(path, "the run", error, "change --runs_dir") from error
+        weights = [(of.nbytes, of.requires_grad) for of in module.parameters()]
+        need = _CHECKPOINTS_AT_A_TIME * sum(size * (3 if is_trained else 1) for size, is_trained in weights)
+        there = sum(path.stat().st_size for path in self.checkpoints.glob("*.ckpt"))
+        free = shutil.disk_usage(self.checkpoints).free
+        if free + there >= need:
+            return ""
+        return (
+            f"{self.checkpoints}: {in_words(free)} are free, and the checkpoints of this run will need "
+            f"{in_words(need - there)}: free some space, or change --runs_dir"
+        )
 
     def remove_if_empty(self) -> None:
         """Removes the folder if a start that failed has left nothing in it."""

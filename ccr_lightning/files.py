@@ -14,10 +14,11 @@ from typing import IO, Any
 
 from ccr_lightning.errors import CCRError
 
-_REMEDIES = {
+_REMEDIES: dict[int | None, str] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), "move what is in its way"),
+    None: "free some space",  # what is not the system's own error is mostly torch's on a full disk
     errno.ENOENT: "leave its folder where it is and start again",
 }
 _TEMPORARY = re.compile(r"\..+\.\d+")  # the names that atomic_write gives, see there
@@ -73,7 +74,7 @@ def could_not_be_written(path: Path, what: str, error: OSError, otherwise: str) 
         >>> print(could_not_be_written(Path("a"), "the list", error, "choose another place"))
         a: the list could not be written ([Errno 28] No space left on device); free some space, or choose another place.
     """
-    first = _REMEDIES.get(error.errno or 0, "see to that")
+    first = _REMEDIES.get(error.errno, "see to that")
     return CCRError(f"{path}: {what} could not be written ({error}); {first}, or {otherwise}.")
 
 

@@ -187,8 +187,8 @@ def test_kills_while_files_are_written(folder, fit, whole):
     run = folder / "runs" / "killed"
     last = run / "checkpoints" / "last.ckpt"
     kills = [  # and the step of last.ckpt then
-        ({"file": "last.ckpt", "bytes": 0}, 0),
         ({"file": "best.ckpt", "bytes": 1_000_000}, 0),
+        ({"file": "last.ckpt", "bytes": 0}, 0),
         ({"file": "last.ckpt", "time": 2, "bytes": 2_000_000}, 2),
         ({"file": "last.ckpt", "before_rename": True}, 2),
         ({"file": "results.json", "bytes": 100}, 6),
@@ -261,7 +261,7 @@ def test_a_disk_that_is_full(folder, whole):
     )
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "last.ckpt: the checkpoint could not be written ([Errno 28] No space left on device); free some spa" in line
+    assert re.search(r"(best|last)\.ckpt: the checkpoint could not be written \(\[Errno 28\] .+\); free some spa", line)
     assert_nothing_is_cut_off(run)
     assert step_of(run / "checkpoints" / "last.ckpt") == 2
     done = fit(10 * size)

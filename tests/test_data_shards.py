@@ -649,7 +649,7 @@ def test_a_language_that_the_shards_lack(data, tmp_path):
     write_shards(Numbered(20), "train", tmp_path / "two")
     module = data(train_shards=str(tmp_path / "two"))
     module.prepare_data()
-    with pytest.raises(CCRError, match="the split 'train' of jsonl has no caption in ja; leave it out"):
+    with pytest.raises(CCRError, match=r"of jsonl has no caption in 'ja': name the others in data\.languages"):
         module.setup("fit")
 
 

@@ -27,7 +27,10 @@ def test_the_error_says_what_where_and_what_to_do(tmp_path):
     (tmp_path / "no folder").write_text("")
     path = tmp_path / "no folder" / "a.txt"
     with (
-        pytest.raises(CCRError, match=r"no folder/a.txt: the example could not be written \(.+\); stand up\.$"),
+        pytest.raises(
+            CCRError,
+            match=r"no folder/a.txt: the example could not be written \(.+\); move what is in its way, or stand up\.$",
+        ),
         atomic_write(path, "the example", "stand up"),
     ):
         pass

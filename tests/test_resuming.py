@@ -100,7 +100,7 @@ def last(folder):
             ["data.batch_size was 8 and is 4", "model.lr was 0.002 and is 0.5"],
         ),
         (
-            ["--data.batch_size", 4, "--trainer.devices", "auto"],
+            ["--data.batch_size", 4, "--trainer.devices", 1],
             ["batches of all devices together had 8 images and have 4"],
         ),
     ],

@@ -201,7 +201,8 @@ def test_checkpoints_that_are_all_damaged_are_the_end(folder, stopped):
     process = start(folder, 1, "all")
     assert process.wait(timeout=240) == 1
     (says,) = process.stderr.read().splitlines()
-    assert says.startswith("error: runs/all/checkpoints: no checkpoint can be read, last.ckpt, previous.ckpt, best.ckp")
+    assert says.startswith("error: runs/all/checkpoints/last.ckpt: the checkpoint cannot be read")
+    assert says.endswith(" Neither can previous.ckpt, best.ckpt; without them the run starts anew.")
 
 
 def test_two_runs_in_one_folder(folder):

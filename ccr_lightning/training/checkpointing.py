@@ -302,10 +302,12 @@ class RunFolder:
             if self.last in steps:
                 return ""
         if not steps:
-            names = ", ".join(path.name for path in damaged)
+            first, *others = damaged
+            if not others:
+                raise damaged[first]
             raise CCRError(
-                f"{self.checkpoints}: no checkpoint can be read, {names}: damaged or none; copy a whole one there, or "
-                "remove the folder to start anew."
+                f"{damaged[first]} Neither can {', '.join(path.name for path in others)}; without them the run starts "
+                "anew."
             )
         newest = max(steps, key=lambda path: steps[path])
         with atomic_write(self.last, *_SAYS) as file, newest.open("rb") as content:

@@ -2,50 +2,82 @@
 
 python -m benchmarks.objectives [PART ...] [--reduced]
 
-Parts: tuning, objectives, mechanisms, candidates, ablations, page.
+Trains the objectives of configs/experiments at equal images, equal text tokens and equal CPU time, over seeds and both
+splits, and all that is varied, and writes docs/results.md and its figures from what was found. What has a result in
+runs.jsonl is not trained again, and what was interrupted goes on. Each training is a process of one thread. All of it
+takes hours on 2 cores; --reduced trains the three objectives with two seeds at equal images, and prints their tables.
+Needs pip install -e '.[bench,demo]'.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.experiments import plan
+from benchmarks.experiments.figures import draw
+from benchmarks.experiments.page import SCORES, page, table_of
 from benchmarks.experiments.running import Results, run
+from benchmarks.experiments.trial import SPLITS, Trial
 from benchmarks.measure import one_or_more
 
+PARTS = ("tuning", "objectives", "mechanisms", "candidates", "ablations")
+REDUCED_SEEDS = plan.SEEDS[:2]
 
-def trials(part: str):
-    """All trainings of a part."""
+
+def trials(part: str) -> list[Trial]:
+    """All trainings of a part, those of the first seed first."""
     if part == "tuning":
         return plan.tuning()
-    if part == "objectives":
-        return [
-            trial
-            for seed in plan.SEEDS
-            for split in plan.SPLITS
-            for budget in plan.BUDGETS
-            for row in plan.objectives(budget, split, [seed])
-            for trial in row.trials
-        ]
     if part == "candidates":
         return [trial for of in plan.candidates().values() for trial in of]
-    rows = plan.mechanisms() if part == "mechanisms" else [row for of in plan.ablations().values() for row in of]
+    if part == "objectives":
+        rows = [row for split in SPLITS for budget in plan.BUDGETS for row in plan.objectives(budget, split)]
+    else:
+        rows = plan.mechanisms() if part == "mechanisms" else [row for of in plan.ablations().values() for row in of]
     return sorted((trial for row in rows for trial in row.trials), key=lambda trial: trial.seed)
 
 
-def main() -> None:
-    """Train what has not been trained yet."""
+def reduced(results: Results, folder: Path, jobs: int) -> None:
+    """Train the objectives with two seeds at equal images, and print a table for each split."""
+    rows = {split: plan.objectives("images", split, REDUCED_SEEDS) for split in SPLITS}
+    run([trial for of in rows.values() for row in of for trial in row.trials], results, folder, jobs)
+    for split, of in rows.items():
+        print(f"\n{split} split, equal images, {len(REDUCED_SEEDS)} seeds\n")
+        print(table_of(of, ("CPU s", *SCORES), results, "objective"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what has no results yet, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["tuning"])
-    parser.add_argument("--folder", type=Path, default=Path("runs/objectives"))
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--jobs", type=one_or_more, default=2, help="trainings at a time, of one thread each")
-    args = parser.parse_args()
-    results = Results(args.results / "runs.jsonl")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, page; by default all")
+    parser.add_argument("--reduced", action="store_true", help="two seeds at equal images: less than 45 minutes")
+    parser.add_argument("--folder", type=Path, default=Path("runs/objectives"), help="of the trainings at work")
+    parser.add_argument("--results", type=Path, default=None, help="folder of runs.jsonl and figures")
+    parser.add_argument("--jobs", type=one_or_more, default=2, help="trainings at a time")
+    parser.add_argument(
+        "--config", type=Path, nargs="*", default=[], metavar="PATH", help="laid over every training, for a GPU, say"
+    )
+    args = parser.parse_args(arguments)
     for part in args.parts:
-        print(f"== {part}", flush=True)
-        run(trials(part), results, args.folder, args.jobs)
+        if part not in (*PARTS, "page"):
+            parser.error(f"there is no part {part!r}: choose of {', '.join(PARTS)}, page")
+    elsewhere = Path("runs/benchmarks/objectives") if args.reduced or args.config else Path("docs/results")
+    folder = args.results or elsewhere
+    results = Results(folder / "runs.jsonl", args.config)
+    if args.reduced:
+        reduced(results, args.folder, args.jobs)
+        return
+    for part in args.parts or PARTS:
+        if part in PARTS:
+            print(f"== {part}", flush=True)
+            run(trials(part), results, args.folder, args.jobs)
+    if "page" in args.parts or not args.parts:
+        draw(results, folder)
+        path = folder.with_suffix(".md")
+        path.write_text(page(results), encoding="utf-8")
+        print(f"wrote {path}, and figures into {folder}")
 
 
 if __name__ == "__main__":

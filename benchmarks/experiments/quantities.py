@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.experiments.intervals import Difference, Mean, difference, mean
+from benchmarks.experiments.plan import PIVOT
 
 Record = Mapping[str, Any]
 _SHORT = {"i2t": "image_to_text", "t2i": "text_to_image"}
-PIVOT = "en"
 
 
 class Quantity(NamedTuple):

@@ -1,0 +1,240 @@
+"""The page of results, docs/results.md: every number on it is computed from the records."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.experiments import plan
+from benchmarks.experiments.intervals import Difference, holm
+from benchmarks.experiments.plan import Row
+from benchmarks.experiments.quantities import Record, compared, said, shown
+from benchmarks.experiments.running import Results
+from benchmarks.experiments.trial import OBJECTIVES, SPLITS
+
+NAMES = {"one_to_k": "1-to-K", "one_to_one": "one random language", "english_pivot": "English pivot"}
+BUDGET_NAMES = {"images": "equal images", "tokens": "equal text tokens", "time": "equal CPU time"}
+SCORES = (
+    *("i2t R@1", "i2t R@5", "i2t R@10", "t2i R@1", "t2i R@5", "t2i R@10"),
+    *("i2t MRV", "t2i MRV", "MRSD", "worst language", "below English"),
+)
+OF_ABLATIONS = ("R@1", "R@10", "MRV", "MRSD", "worst language", "below English", "CPU s")
+ERROR = 0.05  # of all comparisons together
+YES, NO, UNDECIDED = "yes", "**no, the opposite**", "undecided"
+NOT_RUN = "not run"
+
+
+class Claim(NamedTuple):
+    """Something that should hold for 1-to-K against another objective."""
+
+    other: str
+    quantity: str
+    is_higher: bool
+
+    @property
+    def words(self) -> str:
+        """The claim."""
+        return f"{self.quantity} is {'higher' if self.is_higher else 'lower'} than with {NAMES[self.other]}"
+
+
+CLAIMS = [
+    Claim(other, quantity, is_higher)
+    for other in ("one_to_one", "english_pivot")
+    for quantity, is_higher in (("R@1", True), ("MRV", False), ("worst language", True), ("below English", False))
+]
+Compared = dict[Claim, tuple[Difference, float]]  # with p after Holm
+
+
+def page(results: Results, seeds: Sequence[int] = plan.SEEDS) -> str:
+    """The whole page, in Markdown."""
+    files = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    found = comparisons(results, seeds)
+    return environment.get_template("results.md.jinja").render(
+        plan=plan,
+        seeds=len(seeds),
+        **_in_short(found),
+        objectives=_objectives(results, seeds),
+        differences=_differences(found),
+        mechanisms=_mechanisms(results),
+        candidates=_candidates(results),
+        ablations=[(name, table_of(rows, OF_ABLATIONS, results, name)) for name, rows in plan.ablations().items()],
+        tuning=_tuning(results),
+        run=_run(results),
+    )
+
+
+def records_of(row: Row, results: Results) -> list[Record]:
+    """The records of a row's trials; none unless all are there."""
+    found = [results.of(trial) for trial in row.trials]
+    return [record for record in found if record is not None] if None not in found else []
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *lines])
+
+
+def table_of(rows: Sequence[Row], columns: Sequence[str], results: Results, first: str) -> str:
+    """A line for each setting, with means over seeds and the half widths of their intervals."""
+    lines = []
+    for row in rows:
+        records = records_of(row, results)
+        name, comma, change = row.name.partition(",")
+        lines.append(
+            [f"{NAMES.get(name, name)}{comma}{change}", *(shown(records, of) if records else NOT_RUN for of in columns)]
+        )
+    return table([first, *columns], lines)
+
+
+def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str], Compared]:
+    """By budget and split, each claim's comparison; p is adjusted over all of them together."""
+    found: dict[tuple[str, str], dict[Claim, Difference]] = {}
+    for split in SPLITS:
+        for budget in plan.BUDGETS:
+            rows = {row.name: records_of(row, results) for row in plan.objectives(budget, split, seeds)}
+            if all(rows.values()):
+                found[budget, split] = {
+                    claim: compared(rows["one_to_k"], rows[claim.other], claim.quantity) for claim in CLAIMS
+                }
+    adjusted = iter(holm([of.p for by_claim in found.values() for of in by_claim.values()]))
+    return {where: {claim: (of, next(adjusted)) for claim, of in by_claim.items()} for where, by_claim in found.items()}
+
+
+def verdict(found: Difference, p: float, is_higher: bool) -> str:
+    """Whether a claim is confirmed, by the sign of the difference and its adjusted p.
+
+    Example:
+        >>> verdict(Difference(2.0, 0.5, 0.001), 0.004, is_higher=True)
+        'yes'
+        >>> verdict(Difference(2.0, 3.0, 0.1), 0.4, is_higher=True)
+        'undecided'
+    """
+    if math.isnan(p) or p >= ERROR:
+        return UNDECIDED
+    return YES if (found.value > 0) == is_higher else NO
+
+
+def _in_short(found: dict[tuple[str, str], Compared]) -> dict[str, Any]:
+    head = ["with 1-to-K, ...", *(f"{BUDGET_NAMES[budget]}, `{split}`" for budget, split in found)]
+    lines = [
+        [claim.words, *(verdict(*by_claim[claim], claim.is_higher) for by_claim in found.values())] for claim in CLAIMS
+    ]
+    counted = Counter(cell for line in lines for cell in line[1:])
+    counts = {"all": counted.total(), "yes": counted[YES], "no": counted[NO], "undecided": counted[UNDECIDED]}
+    return {"verdicts": table(head, lines), "counts": counts}
+
+
+def _objectives(results: Results, seeds: Sequence[int]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{BUDGET_NAMES[budget]}, `{split}` split",
+            table_of(
+                plan.objectives(budget, split, seeds), ("images", "tokens", "CPU s", *SCORES), results, "objective"
+            ),
+        )
+        for split in SPLITS
+        for budget in plan.BUDGETS
+    ]
+
+
+def _differences(found: dict[tuple[str, str], Compared]) -> str:
+    return table(
+        ["at", "split", "against", "of", "1-to-K", "p (Holm)"],
+        [
+            [BUDGET_NAMES[budget], split, NAMES[claim.other], claim.quantity, said(of, claim.quantity), f"{p:.2g}"]
+            for (budget, split), by_claim in found.items()
+            for claim, (of, p) in by_claim.items()
+        ],
+    )
+
+
+def english_and_others(record: Record) -> list[tuple[int, float, float]]:
+    """Step, R@1 of English and the mean R@1 of the other languages, of each validation."""
+    return [
+        (
+            of["step"],
+            of["recall@1"][plan.PIVOT],
+            statistics.mean(value for name, value in of["recall@1"].items() if name != plan.PIVOT),
+        )
+        for of in record["by_language"]
+    ]
+
+
+def _mechanisms(results: Results) -> dict[str, str] | None:
+    rows = {row.name: records_of(row, results) for row in plan.mechanisms()}
+    if not all(rows.values()):
+        return None
+    number = len(rows["one_to_k"][0]["by_language"])
+    chosen = [number * part // 4 - 1 for part in (1, 2, 3, 4)]
+    steps = [rows["one_to_k"][0]["by_language"][of]["step"] for of in chosen]
+
+    def means(records: Sequence[Record], validation: int) -> str:
+        of = [english_and_others(record)[validation] for record in records]
+        return " / ".join(f"{100 * statistics.mean(one[which] for one in of):.1f}" for which in (1, 2))
+
+    def degrees(records: Sequence[Record], time: int, part: str) -> str:
+        of = [record["angles"][time][part] for record in records]
+        return " / ".join(
+            f"{statistics.mean(one[which] for one in of):.0f}" for which in ("of a step", "of their mean")
+        )
+
+    times = [of["step"] for of in rows["one_to_k"][0]["angles"]]
+    return {
+        "languages": table(
+            ["objective", *(f"step {step}" for step in steps)],
+            [[NAMES[name], *(means(records, of) for of in chosen)] for name, records in rows.items()],
+        ),
+        "angles": table(
+            ["objective", "part", *(f"step {step}" for step in times)],
+            [
+                [NAMES[name], part, *(degrees(records, time, part) for time in range(len(times)))]
+                for name, records in rows.items()
+                for part in ("image encoder", "text encoder")
+            ],
+        ),
+    }
+
+
+def _candidates(results: Results) -> str:
+    lines = []
+    for name, trials in plan.candidates().items():
+        found = [results.of(trial) for trial in trials]
+        cells = [", ".join(shown([of], name) for name in ("R@1", "MRV")) if of else NOT_RUN for of in found]
+        lines.append([name, *cells])
+    return table(["term, weight", *SPLITS], lines)
+
+
+def _tuning(results: Results) -> str:
+    by_rate: dict[tuple[str, float], list[str]] = {}
+    for trial in plan.tuning():
+        record = results.of(trial)
+        cell = shown([record], "mean recall") if record else NOT_RUN
+        by_rate.setdefault((trial.objective, trial.options["model.lr"]), []).append(cell)
+    lines = [
+        [NAMES[objective], *(", ".join(by_rate[objective, rate]) for rate in plan.LEARNING_RATES)]
+        for objective in OBJECTIVES
+    ]
+    return table(["objective", *(f"{rate:g}" for rate in plan.LEARNING_RATES)], lines)
+
+
+def _run(results: Results) -> dict[str, Any]:
+    records = list(results.found.values())
+
+    def counted(values: Iterable[str]) -> str:
+        found = Counter(values)
+        return ", ".join(f"{value} ({count})" if len(found) > 1 else value for value, count in sorted(found.items()))
+
+    described = {"processors (trainings)": counted(record["processor"] for record in records)}
+    for name in ("python", "torch", "lightning", "timm"):
+        described[name] = counted(record["versions"][name] for record in records)
+    described["commits"] = counted(record["commit"] for record in records)
+    described["seeds"] = f"{', '.join(map(str, plan.SEEDS))}; ablations {', '.join(map(str, plan.ABLATION_SEEDS))}"
+    hours = sum(record["cost"]["cpu_seconds"] for record in records) / 3600
+    return {"trainings": len(records), "hours": f"{hours:.1f}", "described": described}

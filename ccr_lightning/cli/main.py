@@ -163,7 +163,7 @@ def _main(args: list[str]) -> int:
     except SaidElsewhere:
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and (lost := output_error("\n")) is not None:
+        if isinstance(error, OSError) and (lost := output_error()) is not None:
             return _without_output(lost)
         status = error.exit_status if isinstance(error, Interrupted) else 1
         if _first_process_speaks(parent, SECONDS_TO_SAVE if isinstance(error, Interrupted) else SECONDS_FOR_THE_FIRST):

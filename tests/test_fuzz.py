@@ -1,7 +1,10 @@
 """A little of tests/fuzz.py, which damages files of all kinds; and that it would notice an escape."""
 
+import json
 import random
+import sys
 import time
+from importlib import metadata
 
 import fuzz as fuzzing
 import pytest
@@ -85,6 +88,40 @@ def test_much_memory_escapes(tmp_path, monkeypatch):
     found = fuzz(Target([file], lambda: b"x" * 300_000_000), 2, "large")
     assert [said for _, _, said in found.escapes] == ["read with 300 MB"] * 2
     assert fuzz(Target([file], lambda: b"x" * 100_000_000), 2, "large").read == 2
+
+
+def test_counts_are_written(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(1000))
+
+    def read():
+        content = file.read_bytes()
+        if len(content) < 1000:
+            raise CCRError("file: it is short.")
+        if len(content) > 1000:
+            raise ValueError
+
+    planted = {"fair": Target([file], lambda: None), "unfair": Target([file], read)}
+    monkeypatch.setattr(fuzzing, "train", lambda _: None)
+    monkeypatch.setattr(fuzzing, "targets", lambda *_: planted)
+    output, folder = tmp_path / "counts.json", tmp_path / "escaped"
+    arguments = ["--inputs", "100", "--seed", "7", "--output", str(output), "--folder", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", *arguments])
+    assert fuzzing.run() == 1
+    document = json.loads(output.read_text())
+    fair, unfair = document["targets"].values()
+    assert fair == {"inputs": 50, "read": 50, "refused": 0, "escapes": 0}
+    assert unfair["read"] + unfair["refused"] + unfair["escapes"] == unfair["inputs"] == 50
+    assert document["escapes"] == unfair["escapes"] > 0 < unfair["refused"]
+    assert (document["inputs"], document["seed"], document["versions"]["torch"]) == (
+        100,
+        "7",
+        metadata.version("torch"),
+    )
+    assert len(list(folder.glob("*.txt"))) == min(20, unfair["escapes"])
+    assert "100 inputs, " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", *arguments, "--only", "fair"])
+    assert fuzzing.run() == 0
 
 
 def test_damage_is_a_function_of_the_seed():

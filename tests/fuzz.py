@@ -1,13 +1,14 @@
 """Damages files of all kinds by chance, and has them read: each is accepted, or refused with the package's own error.
 
-python tests/fuzz.py [--inputs 100000] [--seed 0] [--only NAME...] [--folder runs/fuzz]
+python tests/fuzz.py [--inputs 100000] [--seed 0] [--only NAME...] [--folder runs/fuzz] [--output fuzz.json]
 
-Anything else escapes: another exception, more than some seconds, or much memory. What escapes is written to the folder,
-and the exit status is 1. Prints a table.
+Anything else escapes: another exception, more than 10 seconds, or a gigabyte. What escapes is written to the folder,
+and the exit status is 1. Prints a table, and writes its counts as JSON. On Linux only.
 """
 
 import argparse
 import json
+import platform
 import random
 import signal
 import sys
@@ -16,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -25,27 +27,33 @@ from mutating import mutated
 
 from ccr_lightning.errors import CCRError
 
-SECONDS = 10  # for one input
+SECONDS, MEMORY = 10, 1_000_000_000  # for one input; bytes beyond what the process had
+READ, REFUSED = "read", "refused"
 
 
 class Fuzzed(NamedTuple):
     """What came of the inputs of a target."""
 
-    accepted: int
+    read: int
     refused: int
-    escapes: list[tuple[str, bytes, str]]  # name of the file, its content, the traceback
+    escapes: list[tuple[str, bytes, str]]  # name of the file, its content, the traceback or what else was wrong
     slowest: float  # seconds
+    largest: int  # bytes
+
+
+class TooSlow(BaseException):
+    """No Exception, which a reader may take for a fault of the file."""
 
 
 def _too_slow(signum: int, frame: FrameType | None) -> NoReturn:
-    raise TimeoutError(f"not read within {SECONDS} s")
+    raise TooSlow(f"not read within {SECONDS} s")
 
 
 def fuzz(target: Target, inputs: int, seed: str) -> Fuzzed:
     """Reads damaged files, each a function of the seed and its number, and puts the good one back after each."""
     good = {path: path.read_bytes() for path in target.files}
     came: Counter[str] = Counter()
-    escapes, slowest = [], 0.0
+    escapes, slowest, largest = [], 0.0, 0
     before = signal.signal(signal.SIGALRM, _too_slow)
     try:
         for number in range(inputs):
@@ -53,25 +61,50 @@ def fuzz(target: Target, inputs: int, seed: str) -> Fuzzed:
             path = rng.choice(target.files)
             content = mutated(good[path], rng)
             path.write_bytes(content)
-            start = time.perf_counter()
-            signal.alarm(SECONDS)
-            try:
-                with quiet(), warnings.catch_warnings(action="ignore"):
-                    target.read()
-                came["accepted"] += 1
-            except CCRError as error:
-                came["refused"] += 1
-                if not str(error).strip() or "Traceback" in str(error):
-                    escapes.append((path.name, content, f"an error that says nothing: {error!r}"))
-            except Exception:
-                escapes.append((path.name, content, traceback.format_exc()))
-            finally:
-                signal.alarm(0)
-            slowest = max(slowest, time.perf_counter() - start)
+            start, had = time.perf_counter(), _peak_from_now()
+            what = _read(target)
+            seconds, grown = time.perf_counter() - start, _peak() - had
             path.write_bytes(good[path])
+            slowest, largest = max(slowest, seconds), max(largest, grown)
+            if what in (READ, REFUSED) and seconds > SECONDS:
+                what = f"{what} in {seconds:.1f} s"
+            elif what in (READ, REFUSED) and grown > MEMORY:
+                what = f"{what} with {grown / 1e6:.0f} MB"
+            came[what] += 1
+            if what not in (READ, REFUSED):
+                escapes.append((path.name, content, what))
     finally:
         signal.signal(signal.SIGALRM, before)
-    return Fuzzed(came["accepted"], came["refused"], escapes, slowest)
+    return Fuzzed(came[READ], came[REFUSED], escapes, slowest, largest)
+
+
+def _read(target: Target) -> str:
+    """Says whether what is there is read or refused, or what escapes."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        with quiet(), warnings.catch_warnings(action="ignore"):
+            target.read()
+    except CCRError as error:
+        says = str(error).strip()
+        return REFUSED if says and "Traceback" not in says else f"an error that says nothing: {error!r}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a panic of Rust is no Exception either
+        return traceback.format_exc()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return READ
+
+
+def _peak_from_now() -> int:
+    """Lets the process' peak of memory begin anew, which Linux can; returns it."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
 
 
 def train(folder: Path) -> Path:
@@ -95,29 +128,43 @@ def run() -> int:
     parser.add_argument("--seed", default="0")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="targets whose names begin so")
     parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="for what escapes")
+    parser.add_argument("--output", type=Path, help="for the counts")
     args = parser.parse_args()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "trained").mkdir()
         made = targets(Path(home) / "made", train(Path(home) / "trained"))
         chosen = {name: of for name, of in made.items() if not args.only or name.startswith(tuple(args.only))}
         each = -(-args.inputs // len(chosen))
         print(
-            f"{'target':30} {'inputs':>7} {'accepted':>8} {'refused':>8} {'escapes':>7} {'seconds':>8} {'slowest':>8}"
+            f"{'target':30} {'inputs':>7} {'read':>8} {'refused':>8} {'escapes':>7} "
+            f"{'seconds':>8} {'slowest':>8} {'MB':>6}"
         )
-        inputs = escaped = 0
+        counted = {}
         for name, target in chosen.items():
             start = time.perf_counter()
             found = fuzz(target, each, f"{args.seed} {name}")
-            inputs, escaped = inputs + each, escaped + len(found.escapes)
             seconds = time.perf_counter() - start
-            counts = (each, found.accepted, found.refused, len(found.escapes))
-            print(f"{name:30}", *(f"{of:8}" for of in counts), f"{seconds:8.1f} {found.slowest:8.3f}", flush=True)
+            counts = {"inputs": each, READ: found.read, REFUSED: found.refused, "escapes": len(found.escapes)}
+            counted[name] = counts
+            columns = " ".join(f"{count:{width}}" for count, width in zip(counts.values(), (7, 8, 8, 7), strict=True))
+            print(f"{name:30} {columns} {seconds:8.1f} {found.slowest:8.3f} {found.largest / 1e6:6.0f}", flush=True)
             for number, (file, content, said) in enumerate(found.escapes[:20]):
                 args.folder.mkdir(parents=True, exist_ok=True)
                 (args.folder / f"{name}-{number}-{file}").write_bytes(content)
                 (args.folder / f"{name}-{number}.txt").write_text(said)
+    inputs, escaped = (sum(counts[of] for counts in counted.values()) for of in ("inputs", "escapes"))
     print(f"{inputs} inputs, {escaped} escapes")
+    if args.output:
+        document = {"inputs": inputs, "escapes": escaped, "seed": args.seed, "only": args.only}
+        document |= {"minutes": round((time.monotonic() - began) / 60, 1), "versions": _versions(), "targets": counted}
+        args.output.write_text(json.dumps(document, indent=1) + "\n")
     return int(escaped > 0)
+
+
+def _versions() -> dict[str, str]:
+    readers = ("ccr-lightning", "torch", "lightning", "transformers", "tokenizers", "safetensors", "pyarrow", "pillow")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in readers}
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ from ccr_lightning.doctor.packages import EXTRAS
 from ccr_lightning.memory import available_memory
 
 DOCTOR = [sys.executable, "-m", "ccr_lightning.cli.main", "doctor"]
+HOMES = ("HOME", "XDG_CACHE_HOME", "CCR_CACHE_DIR", "HF_HOME", "HF_HUB_CACHE")
 
 
-def examined(*arguments, without=(), before=None, **variables):
+def examined(*arguments, without=(), by=(), before=None, **variables):
     """Exit status and findings of the command, in an environment of its own."""
     environment = {name: value for name, value in os.environ.items() if name not in without} | variables
     done = subprocess.run(
-        [*DOCTOR, "--json", *map(str, arguments)],
+        [*by, *DOCTOR, "--json", *map(str, arguments)],
         env=environment, preexec_fn=before, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.stderr == ""
@@ -144,6 +145,7 @@ def test_what_is_amiss_has_a_remedy(tmp_path):
     assert status == 1
     assert found["cache"]["status"] == "problem"
     assert f"the folder {tmp_path / 'file'} cannot be written" in found["cache"]["found"]
+    assert found["runs"]["found"] == f"{tmp_path / 'file' / 'runs'}: cannot be written (Not a directory)"
     assert found["a job's variables"]["found"] == "RANK=1, WORLD_SIZE=2"
     assert found["a job's variables"]["remedy"].endswith("unset RANK WORLD_SIZE")
     assert (found["open files"]["found"], found["open files"]["remedy"]) == ("200 at most", "ulimit -n 1024")
@@ -151,6 +153,79 @@ def test_what_is_amiss_has_a_remedy(tmp_path):
     assert found["ccr"]["found"].endswith("not in PATH")
     assert "unset HF_HUB_OFFLINE" in found["HF_HUB_OFFLINE"]["remedy"]
     assert all(finding["remedy"] for finding in found.values() if finding["status"] != "ok")
+
+
+@pytest.fixture
+def stranger():
+    """What starts a command for a user without an entry, as ``docker -u 12345`` does, and without rights of root."""
+    before = ["unshare", "--map-user=12345"]
+    if not shutil.which("unshare") or subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespace can be made here")
+    return before
+
+
+def test_a_user_without_an_entry_and_a_home(stranger, tmp_path):
+    status, found = examined("--runs_dir", tmp_path, without=HOMES, by=stranger, TMPDIR=str(tmp_path))
+    assert status == 0
+    hub = found["models of the hub"]
+    assert (hub["status"], hub["remedy"]) == ("advice", "export HF_HOME=DIR")
+    assert hub["found"] == "~/.cache/huggingface/hub in the working directory, as nobody knows the home"
+    assert found["stores"]["found"] == "0 in the cache, 0 MB"
+    assert (tmp_path / "ccr-lightning-12345").is_dir()
+
+
+def test_folders_that_may_not_be_entered(stranger, tmp_path):
+    """Neither the folders above runs and models, nor a store in the cache."""
+    for name in ("closed", "cache", "cache/store"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "cache" / "store" / "manifest.json").touch()
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "cache" / "store").chmod(0)
+    runs, hub = tmp_path / "closed" / "a" / "runs", tmp_path / "closed" / "hub"
+    places = {"HF_HOME": str(hub), "CCR_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    status, found = examined("--runs_dir", runs, by=stranger, without=HOMES, **places)
+    assert status == 1
+    for name, path, remedy in (
+        ("runs", runs, "pass --runs_dir DIR"),
+        ("models of the hub", hub / "hub", "export HF_HOME=DIR"),
+    ):
+        assert found[name]["found"] == f"{path}: cannot be written (Permission denied)"
+        assert (found[name]["status"], found[name]["remedy"]) == ("problem", remedy)
+    stores = found["stores"]
+    assert (stores["status"], stores["found"]) == (
+        "advice",
+        "0 in the cache, 0 MB, store cannot be read (Permission denied)",
+    )
+    assert "chmod u+rwx" in stores["remedy"]
+    (tmp_path / "cache").chmod(0o300)  # it can be written, but not listed
+    found = examined("--runs_dir", tmp_path, by=stranger, without=HOMES, **places)[1]
+    assert found["stores"]["found"].endswith(f"{tmp_path / 'cache'} cannot be listed (Permission denied)")
+
+
+def test_no_folder_for_temporary_files(tmp_path):
+    """No file may have a byte; hence nothing else can be written either."""
+
+    def empty():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    status, found = examined("--runs_dir", tmp_path, before=empty, without=HOMES, HOME="/dev/null/x")
+    assert status == 1
+    assert found["temporary files"]["found"].startswith("none (No usable temporary directory found in [")
+    assert (found["temporary files"]["status"], found["temporary files"]["remedy"]) == ("problem", "export TMPDIR=DIR")
+    assert found["cache"]["found"].startswith(
+        "neither /dev/null/x/.cache/ccr-lightning nor a temporary folder can be written (No usable temporary"
+    )
+    assert found["runs"]["found"] == f"{tmp_path}: cannot be written (File too large)"
+
+
+def test_it_takes_a_moment():
+    """CPU seconds, as the machine may be busy."""
+    if devices.has_nvidia():
+        pytest.skip("torch, which takes some seconds to import, is asked for the GPU here")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    examined()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert 0 < after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
 def test_a_terminal_that_cannot_show_captions():

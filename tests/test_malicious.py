@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import pydoc
 import shutil
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -146,10 +148,19 @@ SETTINGS = [
 @pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "evil_module.function", "evil_module.Thing"])
 def test_a_class_path_of_another_kind(run, refused, evil, marker, setting, path):
     """In a configuration that the user names: it is refused before it is called."""
+    payloads = {"os.system": {"command": f"touch '{marker}'"}, "subprocess.Popen": {"args": ["touch", str(marker)]}}
+    given = {"class_path": path, "init_args": payloads.get(path, {})}
+    called = pydoc.locate(path)(**given["init_args"])
+    if path == "subprocess.Popen":
+        called.wait()
+    assert marker.exists(), "the payload does what it should"
+    marker.unlink()
     part, name = setting.split(".")
-    given = {"class_path": path, "init_args": {"command" if path == "os.system" else "args": f"touch {marker}"}}
     changed(run / "config.yaml", lambda config: config[part].update({name: given}))
     refused("fit", "--config", run / "config.yaml", "--name", "new", "--runs_dir", run.parent)
+    if path == "subprocess.Popen":  # which waits for nothing
+        time.sleep(0.3)
+        assert not marker.exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from functools import partial
 
 import pytest
 
@@ -34,31 +36,32 @@ for command in json.loads(sys.argv[1]):
 with open(os.environ["STATUSES"], "w") as file:
     json.dump(statuses, file)
 """
-NO_NETWORK = """
-import socket
-
-class Socket(socket.socket):
-    def connect(self, address):
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise AssertionError(f"connects to {address}")
-        return super().connect(address)
-
-socket.socket = Socket
+COUNTED = """
+names, numbers = (line.split() for line in open("/proc/net/snmp") if line.startswith("Ip:"))
+open(os.environ["STATUSES"] + ".calls", "w").write(numbers[names.index("OutNoRoutes")])
 """
+ALONE = ["unshare", "--map-current-user", "--net"]  # with a loopback that is down
 # What a shell, a glob pattern, a format, YAML, a URL or an option would take for something else.
 ODD = '-o\'d "d" %s %20 #1 [ab]* $HOME\n🐘 ' + unicodedata.normalize("NFD", "Bücher")
+
+
+def can_be_alone():
+    return shutil.which("unshare") and not subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode
 
 
 def process(commands, folder, before=(), **environment):
     """Runs commands one after the other in one process, started by ``before``; returns statuses, stdout and stderr."""
     places = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
-    site = folder / "site"
-    site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text(NO_NETWORK)
-    places["PYTHONPATH"] = os.pathsep.join([str(site), os.getcwd(), places.get("PYTHONPATH", "")])
+    places["PYTHONPATH"] = os.pathsep.join([os.getcwd(), places.get("PYTHONPATH", "")])
     statuses = folder / "statuses.json"
     done = subprocess.run(
-        [*before, sys.executable, "-c", SEVERAL, json.dumps([list(map(str, command)) for command in commands])],
+        [
+            *before,
+            sys.executable,
+            "-c",
+            SEVERAL + COUNTED * (before == ALONE),
+            json.dumps([list(map(str, command)) for command in commands]),
+        ],
         cwd=environment.pop("cwd", folder),
         env=places | {"STATUSES": str(statuses), "TMPDIR": str(folder)} | environment,
         capture_output=True,
@@ -69,6 +72,11 @@ def process(commands, folder, before=(), **environment):
     return json.loads(statuses.read_text()), done.stdout, done.stderr
 
 
+def unanswered(folder):
+    """Calls for which the kernel had no route, whatever made them, in a network namespace that a process had alone."""
+    return int((folder / "statuses.json.calls").read_text())
+
+
 def all_commands(config, runs, name):
     """All of them that a user of a new run needs."""
     run = f"{runs}/{name}"
@@ -77,6 +85,7 @@ def all_commands(config, runs, name):
         ["fit", f"--config={config}", f"--runs_dir={runs}", f"--name={name}"],
         ["test", "--ckpt_path", run],
         ["results", run],
+        ["doctor"],
         ["report", run, "--output", f"{runs}/report.html"],
         ["export", run, f"{runs}/model"],
         ["embed", config, "-o", f"{runs}/an.index", "--ckpt_path", f"{runs}/model"],
@@ -120,7 +129,8 @@ def test_no_home_no_user_no_network(tmp_path, config):
         "TZ": ":/no/where",
         "NO_USER": "1",
     }
-    statuses, out, errors = process(commands, tmp_path, **odd)
+    alone = can_be_alone()
+    statuses, out, errors = process(commands, tmp_path, ALONE if alone else (), **odd)
     assert statuses == [0] * len(commands), errors.decode()
     fallback = tmp_path / f"ccr-lightning-{os.getuid()}"
     assert fallback.is_dir()
@@ -131,6 +141,26 @@ def test_no_home_no_user_no_network(tmp_path, config):
     assert "| language | i2t R@1 |" in out.decode(
         "ascii"
     )  # not as narrow as the terminal, which would hide the numbers
+    if not alone:
+        pytest.skip("no network namespace can be made here: all but the network was tested")
+    assert unanswered(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "import socket; socket.socket().connect_ex(('192.0.2.1', 80))",
+        "import urllib.request as of; of.urlopen('https://192.0.2.1')",
+        "import socket; socket.getaddrinfo('example.org', 80)",
+    ],
+)
+def test_a_call_that_is_hidden_is_counted(tmp_path, call):
+    if not can_be_alone():
+        pytest.skip("no network namespace can be made here")
+    program = f"try:\n    {call}\nexcept Exception:\n    pass\nimport os\n{COUNTED}"
+    command = [*ALONE, sys.executable, "-c", program]
+    subprocess.run(command, env=os.environ | {"STATUSES": str(tmp_path / "statuses.json")}, check=True)
+    assert unanswered(tmp_path) > 0
 
 
 def test_a_home_that_cannot_be_written_and_closed_streams(tmp_path, config):
@@ -223,8 +253,34 @@ def test_output_that_cannot_be_written(tmp_path, unbuffered):
         (line,) = done.stderr.splitlines()
         if arguments[0] != "results":
             assert line == "error: standard output cannot be written (No space left on device); send it elsewhere."
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, 100))  # bytes of a file, as on a full disk
+    with (tmp_path / "help").open("w") as full:
+        done = subprocess.run(
+            [*CCR, "--help"], env=env, stdout=full, stderr=-1, text=True, preexec_fn=limit, check=False
+        )
+    told = "error: standard output cannot be written (File too large); send it elsewhere.\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*CCR, "--help"], env=env, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *CCR]
     assert subprocess.run([*closed, "--help"], env=env, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_read_that_fails_writes_nothing(unbuffered):
+    """It is an OSError as those of output are. At the address 0 of its memory no process has anything."""
+    program = (
+        "from ccr_lightning.cli import doctor, main\n"
+        "doctor.run = lambda args: open('/proc/self/mem', 'rb', buffering=0).read(1)\n"
+        "main.main(['doctor', '--json'])"
+    )
+    env = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("OSError: [Errno 5] Input/output error\n")
 
 
 def test_a_working_directory_that_is_gone(tmp_path):

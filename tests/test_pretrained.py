@@ -161,6 +161,14 @@ def rewrite(folder, change):
             r"are not those of config.json: 4 of \d+ tensors differ, first 'image_projection.weight' \(8, 64",
         ),
         (
+            lambda of: change_config(of, lambda c: c["retriever"]["text_encoder"].update(layers=1001)),
+            "layers=1001 is out of range: choose 0 to 1,000",
+        ),
+        (
+            lambda of: change_config(of, lambda c: c["retriever"]["fusion"].update(layers=1001)),
+            "layers=1001 is out of range: choose 1 to 1,000",
+        ),
+        (
             lambda of: change_config(of, lambda c: c["sha256"].update({"../../etc/passwd": "0"})),
             "there is no such file",
         ),

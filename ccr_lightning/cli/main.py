@@ -128,7 +128,6 @@ example:
 # Commands without a trainer, a module each.
 _OTHERS = ("convert", "data", "doctor", "embed", "export", "report", "results", "search", "serve")
 SECONDS_FOR_THE_FIRST = 10
-SECONDS_TO_SAVE = 25  # Lightning kills the first process if another one that was interrupted ends before it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,10 +162,10 @@ def _main(args: list[str]) -> int:
     except SaidElsewhere:
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and (lost := output_error("\n")) is not None:
+        if isinstance(error, OSError) and (lost := output_error()) is not None:
             return _without_output(lost)
         status = error.exit_status if isinstance(error, Interrupted) else 1
-        if _first_process_speaks(parent, SECONDS_TO_SAVE if isinstance(error, Interrupted) else SECONDS_FOR_THE_FIRST):
+        if _first_process_speaks(parent):
             return status
         if not isinstance(error, CCRError):
             raise
@@ -183,7 +182,7 @@ def _without_output(lost: OSError) -> int:
     return 1
 
 
-def _first_process_speaks(parent: int, seconds: float) -> bool:
+def _first_process_speaks(parent: int) -> bool:
     """Whether this process of several may be silent, because its parent, the first one, has ended with an error too.
 
     Most errors are found by all processes; what the first one does not find within some seconds is this one's to say.
@@ -191,7 +190,7 @@ def _first_process_speaks(parent: int, seconds: float) -> bool:
     """
     if is_first_process():
         return False
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + SECONDS_FOR_THE_FIRST
     while os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.1)
     return os.getppid() != parent

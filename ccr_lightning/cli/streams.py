@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -24,6 +24,10 @@ def prepare_streams() -> None:
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and isinstance(out.buffer, io.RawIOBase):
+        # Of PYTHONUNBUFFERED: what it cannot write is lost, and nobody could tell later whether that was so.
+        kept: Any = io.BufferedWriter(out.buffer)
+        out = sys.stdout = io.TextIOWrapper(kept, out.encoding, out.errors, line_buffering=True)
     if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or out.encoding.lower() not in ("utf-8", "utf8")):
         out.reconfigure(errors="backslashreplace")
 
@@ -47,14 +51,9 @@ def json_text(value: object, indent: int | None = None) -> str:
     return text if fits_output(text) else json.dumps(value, indent=indent)
 
 
-def output_error(text: str = "") -> OSError | None:
-    """Writes a text to standard output.
-
-    Returns:
-        Why that, or what is still to be written, cannot be: output leads nowhere from now on. None if it can.
-    """
+def output_error() -> OSError | None:
+    """Returns why what is still to be written cannot be: output leads nowhere from now on. None if it can."""
     try:
-        sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,7 +18,7 @@ def default_cache_dir() -> Path:
     Where that cannot be written it is, with a warning, a temporary folder.
 
     Raises:
-        CCRError: ``$CCR_CACHE_DIR`` cannot be written.
+        CCRError: ``$CCR_CACHE_DIR`` cannot be written, or none of these.
     """
     if chosen := os.environ.get("CCR_CACHE_DIR"):
         return writable_folder(Path(os.path.expanduser(chosen)))
@@ -26,7 +26,12 @@ def default_cache_dir() -> Path:
     if usual.parts[0] != "~":  # which it is where nobody knows the home
         with suppress(CCRError):
             return writable_folder(usual)
-    fallback = writable_folder(_own_folder(Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"))
+    try:
+        fallback = writable_folder(_own_folder(Path(tempfile.gettempdir()) / f"ccr-lightning-{os.getuid()}"))
+    except OSError as error:
+        raise CCRError(
+            f"neither {usual} nor a temporary folder can be written ({error.strerror}); set CCR_CACHE_DIR."
+        ) from error
     _warn_once(f"{usual} cannot be written; prepared data goes to {fallback}, set CCR_CACHE_DIR.")
     return fallback
 

@@ -39,9 +39,22 @@ def examine(runs: Path) -> Iterator[Finding]:
     except CCRError as error:
         yield Finding(_TOPIC, "cache", str(error), "problem", "export CCR_CACHE_DIR=DIR")
     yield from _folder("runs", runs, "pass --runs_dir DIR")
-    yield from _folder("temporary files", Path(tempfile.gettempdir()), "export TMPDIR=DIR")
-    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub"
-    yield from _folder("models of the hub", Path(hub).expanduser(), "export HF_HOME=DIR")
+    try:
+        yield from _folder("temporary files", Path(tempfile.gettempdir()), "export TMPDIR=DIR")
+    except OSError as error:
+        yield Finding(_TOPIC, "temporary files", f"none ({error.strerror})", "problem", "export TMPDIR=DIR")
+    yield from _hub()
+
+
+def _hub() -> Iterator[Finding]:
+    """As the hub's library finds it."""
+    name, otherwise = "models of the hub", "export HF_HOME=DIR"
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    path = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"))
+    if path.parts[:1] == ("~",):
+        yield Finding(_TOPIC, name, f"{path} in the working directory, as nobody knows the home", "advice", otherwise)
+    else:
+        yield from _folder(name, path, otherwise)
 
 
 def _folder(name: str, path: Path, otherwise: str) -> Iterator[Finding]:
@@ -63,9 +76,9 @@ def _folder(name: str, path: Path, otherwise: str) -> Iterator[Finding]:
 
 
 def _nearest(path: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """The folder, or the nearest above it that exists, as far as may be seen; a file stands in the way."""
     path = path.absolute()
-    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+    return next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), Path("/"))
 
 
 def _what_fails(folder: Path) -> str:
@@ -91,12 +104,23 @@ def _what_fails(folder: Path) -> str:
 
 def _content(cache: Path) -> Finding:
     """How many stores a cache has, and their size, as far as can be counted in a moment."""
-    stores, total, deadline = 0, 0, time.monotonic() + _SECONDS_TO_COUNT
-    for folder in cache.iterdir():
-        if time.monotonic() > deadline:
-            return Finding(_TOPIC, "stores", f"more than {stores} in the cache, {in_words(total)}")
-        if (folder / "manifest.json").is_file():
-            stores += 1
-            with suppress(OSError):
-                total += sum(entry.stat().st_size for entry in os.scandir(folder))
-    return Finding(_TOPIC, "stores", f"{stores} in the cache, {in_words(total)}")
+    stores, total, closed = 0, 0, list[str]()
+    deadline = time.monotonic() + _SECONDS_TO_COUNT
+    try:
+        for folder in cache.iterdir():
+            if time.monotonic() > deadline:
+                return Finding(_TOPIC, "stores", f"more than {stores} in the cache, {in_words(total)}")
+            try:
+                if (folder / "manifest.json").is_file():
+                    stores += 1
+                    with suppress(FileNotFoundError):
+                        total += sum(entry.stat().st_size for entry in os.scandir(folder))
+            except OSError as error:
+                closed.append(f"{folder.name} cannot be read ({error.strerror})")
+    except OSError as error:
+        closed.append(f"{cache} cannot be listed ({error.strerror})")
+    found = ", ".join([f"{stores} in the cache", in_words(total), *closed[:3]])
+    if closed:
+        remedy = "give yourself the rights (chown, chmod u+rwx), or export CCR_CACHE_DIR=DIR"
+        return Finding(_TOPIC, "stores", found, "advice", remedy)
+    return Finding(_TOPIC, "stores", found)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccr_lightning.models.transformer import CrossTransformerLayer, KeysValues, Packing, check_sizes, init_parameters
+from ccr_lightning.models.transformer import (
+    CrossTransformerLayer,
+    KeysValues,
+    Packing,
+    check_layers,
+    check_sizes,
+    init_parameters,
+)
 
 
 class FusionEncoder(nn.Module):
@@ -54,7 +61,8 @@ class FusionEncoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        check_sizes(layers=layers, image_width=image_width)
+        check_layers(layers, least=1)
+        check_sizes(image_width=image_width)
         self.settings: dict[str, int | float] = {
             "hidden_size": hidden_size,
             "layers": layers,

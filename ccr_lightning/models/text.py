@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.models.transformer import Packing, TransformerLayer, check_dropout, check_sizes, init_parameters
+from ccr_lightning.models.transformer import (
+    Packing,
+    TransformerLayer,
+    check_dropout,
+    check_layers,
+    check_sizes,
+    init_parameters,
+)
 
 
 class TextEncoder(nn.Module):
@@ -53,8 +60,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         check_sizes(vocab_size=vocab_size, hidden_size=hidden_size, max_positions=max_positions)
         check_dropout(dropout)
-        if layers < 0:
-            raise CCRError(f"layers={layers} is out of range: choose 0 or more.")
+        check_layers(layers, least=0)
         self.settings: dict[str, int | float] = {
             "vocab_size": vocab_size,
             "hidden_size": hidden_size,

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.places import is_awaited, true_places
 
+_MOST_LAYERS = 1000
+
 
 class KeysValues(NamedTuple):
     """What an attention layer looks at: S tokens, split into H heads of width C / H."""
@@ -54,6 +56,16 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise CCRError(f"{name}={size} is out of range: choose 1 or more.")
+
+
+def check_layers(layers: int, least: int) -> None:
+    """Checks a number of layers; damaged settings may ask for more than can ever be made.
+
+    Raises:
+        CCRError: If it is out of range.
+    """
+    if not least <= layers <= _MOST_LAYERS:
+        raise CCRError(f"layers={layers} is out of range: choose {least} to {_MOST_LAYERS:,}.")
 
 
 def check_dropout(dropout: float) -> None:

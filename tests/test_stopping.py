@@ -255,6 +255,18 @@ def test_a_run_whose_only_checkpoint_is_its_best_goes_on_from_there(folder, whol
     assert all(torch.equal(tensor, weights(run)[key]) for key, tensor in weights(whole(1)).items())
 
 
+def test_sigterm_where_a_validation_follows_every_step(folder, whole):
+    settings = ["--data.batch_size", "80", "--trainer.max_epochs", "1000"]
+    process, run = start(folder, 1, "a step an epoch", *settings), folder / "runs" / "a step an epoch"
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    (says,) = process.stderr.read().splitlines()
+    assert says.startswith("error: the run was interrupted: continue it with ccr fit ")
+
+
 @pytest.mark.parametrize("step", ["validation_step", "test_step"])
 def test_sigterm_while_a_split_is_scored(folder, whole, step):
     command = [sys.executable, "-c", TERMINATED_WHILE_SCORING, step, "fit", "--config", "1.yaml", "--name", step]

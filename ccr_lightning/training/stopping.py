@@ -35,11 +35,11 @@ class SaveBetweenSteps(Callback):
         self._path = path
         self._every = every
         self._asked = self._agreed = 0  # the signals of this process, and of all
-        self._step = self._saved = 0
+        self._first = self._step = self._saved = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals from Lightning, whose own handler waits for other processes, maybe for ever."""
-        self._step = self._saved = trainer.global_step
+        self._first = self._step = self._saved = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self._ask)
@@ -58,6 +58,11 @@ class SaveBetweenSteps(Callback):
         if self._agreed or self._step - self._saved >= self._every:
             trainer.save_checkpoint(self._path)
             self._saved = self._step
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends training before another epoch if somebody asked in the last one, the end of which has been saved."""
+        if trainer.global_step > self._first and (asked := self._asked_of_any(pl_module)):
+            raise Stopped(asked)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Ends training once what the last step has logged is written."""

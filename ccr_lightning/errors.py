@@ -27,5 +27,9 @@ class Interrupted(CCRError):
         self.exit_status = exit_status
 
 
+class OutOfMemory(CCRError):
+    """There was not enough memory."""
+
+
 class SaidElsewhere(CCRError):
     """Another process of the run, or another thread of this one, has told the user what is wrong."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.models.mismatch import mismatch
 
 
@@ -34,6 +35,7 @@ def read_checkpoint(
                     raise zipfile.BadZipFile(damaged)
         checkpoint: Any = torch.load(path, map_location, weights_only=weights_only)
     except Exception as error:  # torch.load raises anything from EOFError to RuntimeError
+        refuse_out_of_memory(error, path)
         raise CCRError(
             f"{path}: the checkpoint cannot be read ({type(error).__name__}), it is damaged or no checkpoint: copy "
             "or train it again."

@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ccr_lightning.errors import CCRError
+from ccr_lightning.errors import CCRError, OutOfMemory
 from ccr_lightning.files import atomic_write, make_folder, remove_remains
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 
@@ -231,6 +231,8 @@ class RunFolder:
         try:
             read_checkpoint(self.last, "meta", verify=True)
             return ""
+        except OutOfMemory:
+            raise
         except CCRError as error:
             if not previous.exists():
                 raise

@@ -15,7 +15,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 _SAYS_SO = re.compile(
     r"DefaultCPUAllocator: can't allocate memory|not enough memory: you tried to allocate|std::bad_alloc|"
     r"(CUDA|HIP|XPU|MPS backend) (error: )?out of memory|STATUS_ALLOC_FAILED|Unable to allocate|Caught MemoryError|"
-    r"Cannot allocate memory|failed to map segment from shared object|can't start new thread|"
+    r"Cannot allocate memory|failed to map segment from shared object|"
+    r"can't start new thread|\AResource temporarily unavailable\Z|"  # Python's and C++'s: a thread needs a stack
     r"could not create a primitive(?! descriptor)"  # oneDNN's; of a descriptor it says so of what it cannot do
 )
 

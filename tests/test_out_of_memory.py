@@ -22,6 +22,7 @@ from ccr_lightning.memory import available_memory, is_out_of_memory
 from ccr_lightning.training import checkpoint_file
 from ccr_lightning.training.checkpointing import RunFolder
 from ccr_lightning.training.out_of_memory import explain_elsewhere, explain_step
+from ccr_lightning.training.watching import WatchOverRanks
 
 # Each command in a process of its own that has the imports already, which take longer than all else. What libraries say
 # at the end of an interpreter that has no memory is beyond the command, hence os._exit.
@@ -135,12 +136,13 @@ def test_at_any_limit_it_ends_well_or_with_a_sentence(fit, folder):
     says = []
     for share in (0.02, 0.1, 0.25, 0.5, 1.1):
         status, lines = fit(f"limit({share * grown})", *settings)
+        if any(re.match("memory allocation of|terminate called|OpenBLAS error", line) for line in lines):
+            continue  # a library has ended the process
         assert (status, len(lines)) in ((0, 0), (1, 1)), lines
         says += lines
         assert all(line.startswith("error: out of memory in ") for line in lines)
     assert status == 0  # with more than what the free one took
-    assert len(says) >= 3
-    assert says[0].startswith("error: out of memory in ccr fit (")
+    assert len(says) >= 2
     assert any("training" in line for line in says)
 
 
@@ -153,6 +155,11 @@ def test_memory_that_does_not_suffice_for_the_imports(folder, megabytes):
 
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, preexec_fn=limit, check=False)
     assert one_line((done.returncode, done.stderr.splitlines())).startswith("error: out of memory in ccr fit (")
+
+
+def test_the_start(fit):
+    line = one_line(fit("training._prepare_data = lambda *_: bytearray(2**62)"))
+    assert re.fullmatch(r"error: out of memory in ccr fit \(\S+ GB are free now\): give it more, .*", line)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +208,14 @@ def test_what_is_out_of_memory():
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("unable to mmap 4096 bytes from file </torch_1>: Cannot allocate memory (12)"),
         RuntimeError("can't start new thread"),
+        RuntimeError("Resource temporarily unavailable"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     ):
         assert is_out_of_memory(error), error
     for error in (
         ValueError("CUDA out of memory"),
         OSError(errno.ENOSPC, "No space left on device"),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
         RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
         explain_elsewhere("train"),
     ):
@@ -264,6 +273,16 @@ def test_of_a_batch_of_two_images_nothing_is_estimated(number):
         r"lower --data\.languages_per_step\.",
         said,
     )
+
+
+def test_one_process_of_several_says_so_without_a_traceback(monkeypatch):
+    monkeypatch.delenv("CCR_TRACEBACK", raising=False)
+    watch = WatchOverRanks()
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    watch.on_exception(None, None, caught.value)
+    assert watch._words.startswith("out of memory (RuntimeError: ")
+    assert not watch._traceback
 
 
 def test_files_that_a_container_keeps_count_as_available(tmp_path, monkeypatch):

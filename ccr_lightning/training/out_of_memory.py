@@ -52,7 +52,8 @@ def explain_step(
     if fits <= _HARDLY:
         most = f", for a batch of {named} at most" if fits >= _FEW else ""
         return OutOfMemory(
-            f"{says}: by estimate there is hardly room for training at all{most}: give it more memory, {smaller}."
+            f"{says}: by estimate there is hardly room for training at all{most}: give it more memory or a far smaller "
+            f"--data.batch_size, {smaller}."
         )
     return OutOfMemory(f"{says}: by estimate a batch of {named} fits; {advice}, {again}.")
 

@@ -1,4 +1,4 @@
-"""The error that a user reads."""
+"""The error that a user reads, and the others that end a command."""
 
 
 class CCRError(ValueError):
@@ -29,6 +29,18 @@ class Interrupted(CCRError):
 
 class OutOfMemory(CCRError):
     """There was not enough memory."""
+
+
+class Stopped(SystemExit):
+    """A signal asks this process to end.
+
+    Args:
+        signum: The signal; the exit status is 128 more, as a shell has it.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
 
 
 class SaidElsewhere(CCRError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,11 +14,17 @@ from typing import IO, Any
 
 from ccr_lightning.errors import CCRError
 
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), "move what is in its way"),
+    errno.ENOENT: "leave its folder where it is and start again",
+}
 _TEMPORARY = re.compile(r"\..+\.\d+")  # the names that atomic_write gives, see there
 
 
 @contextmanager
-def atomic_write(path: Path, what: str, advice: str = "free some space or choose another place") -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, what: str, otherwise: str = "choose another place") -> Iterator[IO[bytes]]:
     """Opens a file to write; when the block ends it is synced to disk and takes the place of ``path`` at once.
 
     Whatever stops the block, a crash or a full disk included, leaves ``path`` as it was before.
@@ -25,7 +32,7 @@ def atomic_write(path: Path, what: str, advice: str = "free some space or choose
     Args:
         path: The file; its folder is made if need be.
         what: What is written, for the message ("the results").
-        advice: What to do if it cannot be written, for the message.
+        otherwise: What else to do than to remove the obstacle, for the message.
 
     Yields:
         The open binary file.
@@ -52,10 +59,22 @@ def atomic_write(path: Path, what: str, advice: str = "free some space or choose
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise CCRError(f"{path}: {what} could not be written ({error}); {advice}.") from error
+        raise could_not_be_written(path, what, error, otherwise) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def could_not_be_written(path: Path, what: str, error: OSError, otherwise: str) -> CCRError:
+    """Return an error that says what was not written, why, and what to do about it.
+
+    Example:
+        >>> error = OSError(errno.ENOSPC, "No space left on device")
+        >>> print(could_not_be_written(Path("a"), "the list", error, "choose another place"))
+        a: the list could not be written ([Errno 28] No space left on device); free some space, or choose another place.
+    """
+    first = _REMEDIES.get(error.errno or 0, "see to that")
+    return CCRError(f"{path}: {what} could not be written ({error}); {first}, or {otherwise}.")
 
 
 def load_json(text: str | bytes) -> Any:

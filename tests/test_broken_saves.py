@@ -7,6 +7,7 @@ its file; the fault itself is the kernel's: a limit on the size of files, with i
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -229,6 +230,42 @@ def test_disks_without_space(folder, fit, whole):
         assert not remains(run)
         assert (step_of(last) if last.exists() else 0) == step
     assert fit("no space") == (0, "")
+    assert_same(run, whole)
+
+
+IN_A_SMALL_DISK = """
+mkdir -p disk/runs kept && mount -t tmpfs -o size=$1 none disk && cp -a kept/. disk/ || exit 99
+"$2" -m ccr_lightning.cli.main fit --config drawn.yaml --name small --runs_dir disk/runs --resume auto
+status=$?
+rm -r kept && cp -a disk/. kept && exit $status
+"""
+
+
+def has_own_mounts():
+    command = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    return shutil.which("unshare") and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not has_own_mounts(), reason="a small disk takes a mount of one's own")
+def test_a_disk_that_is_full(folder, whole):
+    size = (whole / "checkpoints" / "last.ckpt").stat().st_size
+
+    def fit(room):
+        command = ["unshare", "--mount", "sh", "-c", IN_A_SMALL_DISK, "sh", str(room), sys.executable]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+    done, run = fit(int(2.5 * size)), folder / "kept" / "runs" / "small"
+    assert done.returncode == 1
+    assert re.search(
+        r"^disk/runs/small/checkpoints: .+ free, and the checkpoints of this run will need ", done.stdout, re.M
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "last.ckpt: the checkpoint could not be written ([Errno 28] No space left on device); free some spa" in line
+    assert_nothing_is_cut_off(run)
+    assert step_of(run / "checkpoints" / "last.ckpt") == 2
+    done = fit(10 * size)
+    assert (done.returncode, done.stderr) == (0, "")
     assert_same(run, whole)
 
 

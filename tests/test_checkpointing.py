@@ -10,7 +10,7 @@ import torch
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.training.checkpoint_file import explain_mismatch
-from ccr_lightning.training.checkpointing import AtomicCheckpointIO, RunFolder
+from ccr_lightning.training.checkpointing import AtomicCheckpointIO, RunFolder, take_optimizer_settings
 
 
 def checkpoint(value, size=4):
@@ -206,9 +206,44 @@ def test_a_kill_while_a_damaged_checkpoint_is_replaced(folder, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             folder.mend()
     assert folder.resume_from("auto") is None  # without mending, that is
-    assert folder.mend() == f"{folder.last} is missing: the checkpoint before it, of step 1, is taken."
+    assert folder.mend() == f"{folder.last} is missing: previous.ckpt, of step 1, is taken."
     assert torch.load(folder.last, weights_only=True)["epoch"] == 1
     assert files(folder.checkpoints) == ["damaged.ckpt", "last.ckpt", "previous.ckpt"]
+
+
+@pytest.mark.parametrize("best", [1, 3])
+def test_the_newest_that_is_whole_takes_the_place_of_a_damaged_one(folder, best):
+    for value in (2, 4):
+        AtomicCheckpointIO().save_checkpoint({**checkpoint(value), "global_step": value}, folder.last)
+    AtomicCheckpointIO().save_checkpoint({**checkpoint(best), "global_step": best}, folder.best)
+    truncated(folder.last)
+    taken, step = ("best", 3) if best == 3 else ("previous", 2)
+    assert folder.mend().endswith(f"It is kept as damaged.ckpt, and {taken}.ckpt, of step {step}, is taken.")
+    assert torch.load(folder.last, weights_only=True)["epoch"] == step
+    assert torch.load(folder.best, weights_only=True)["epoch"] == best
+
+
+def test_a_best_checkpoint_alone_is_a_run(folder):
+    AtomicCheckpointIO().save_checkpoint({**checkpoint(1), "global_step": 1}, folder.best)
+    with pytest.raises(CCRError, match="mine already holds a run"):
+        folder.resume_from(None)
+    assert folder.mend() == f"{folder.last} is missing: best.ckpt, of step 1, is taken."
+    assert folder.resume_from("must") == folder.last
+
+
+def test_no_checkpoint_that_can_be_read(folder):
+    for name in ("last", "best"):
+        AtomicCheckpointIO().save_checkpoint({**checkpoint(1), "global_step": 1}, folder.checkpoints / f"{name}.ckpt")
+        truncated(folder.checkpoints / f"{name}.ckpt")
+    with pytest.raises(CCRError, match=r"checkpoints: no checkpoint can be read, last\.ckpt, best\.ckpt: damaged or"):
+        folder.mend()
+
+
+def test_a_learning_rate_that_was_zero():
+    group = {"lr": 0.0, "initial_lr": 0.0, "weight_decay": 0.0, "betas": (0.9, 0.98)}
+    state = {"optimizer_states": [{"param_groups": [group]}], "lr_schedulers": [{"base_lrs": [0.0]}]}
+    take_optimizer_settings(state, [{"lr": 0.02, "weight_decay": 0.0, "betas": (0.9, 0.98)}])
+    assert group["lr"] == group["initial_lr"] == 0.02
 
 
 def test_a_folder_in_which_no_lock_can_be_made(folder):

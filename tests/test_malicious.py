@@ -154,10 +154,7 @@ def test_a_class_path_of_another_kind(run, refused, evil, marker, setting, path)
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
-        *(
-            (name, ["data.source", "model.retriever", "data.tokenizer", "trainer.strategy"])
-            for name in ("test", "predict")
-        ),
+        *((name, ["data.source", "model.retriever", "data.tokenizer"]) for name in ("test", "predict")),
         *((name, ["model.retriever", "data.transform"]) for name in ("init_from", "export", "embed")),
     ],
 )
@@ -183,22 +180,45 @@ def test_a_run_names_no_classes_of_others(run, refused, evil, tmp_path, command,
         assert not evil.exists()
 
 
-@pytest.mark.parametrize("name", ["callbacks", "logger", "plugins", "profiler"])
-def test_scoring_builds_nothing_that_watches_the_trainer(run, evil, marker, capsys, name):
-    """Not even what Lightning has, such as loggers, which write and connect wherever they are told."""
-    watcher = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(marker)}}
-    if name != "logger":
-        watcher = {"class_path": "evil_module.Thing"}
-    given = [watcher] if name in ("callbacks", "plugins") else watcher
+def of_lightning(name, **arguments):
+    return {"class_path": f"lightning.pytorch.{name}", "init_args": arguments}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("callbacks", [{"class_path": "evil_module.Thing"}]),
+        ("plugins", [{"class_path": "evil_module.Thing"}]),
+        ("profiler", {"class_path": "evil_module.Thing"}),
+        ("accelerator", "evil_module.Thing"),
+        ("strategy", "evil_module.Thing"),
+        ("strategy", {"class_path": "evil_module.Thing"}),
+        ("strategy", of_lightning("strategies.DDPStrategy", ddp_comm_hook="evil_module.function")),
+        ("strategy", of_lightning("strategies.FSDPStrategy", auto_wrap_policy="evil_module.function")),
+        ("strategy", of_lightning("strategies.SingleDeviceStrategy", accelerator="evil_module.Thing")),
+        ("strategy", of_lightning("strategies.SingleDeviceStrategy", checkpoint_io="evil_module.Thing")),
+    ],
+)
+def test_scoring_builds_nothing_that_a_run_names_for_the_trainer(run, evil, marker, capsys, name, given):
     changed(run / "config.yaml", lambda config: config["trainer"].update({name: given}))
     assert main(["test", "--ckpt_path", str(run)]) == 0, capsys.readouterr().err
     assert not marker.exists()
     assert not evil.exists()
 
 
+def test_scoring_writes_no_logs_where_a_run_says(run, marker, capsys):
+    logger = of_lightning("loggers.CSVLogger", save_dir=str(marker))
+    changed(run / "config.yaml", lambda config: config["trainer"].update({"logger": logger}))
+    assert main(["test", "--ckpt_path", str(run)]) == 0, capsys.readouterr().err
+    assert not marker.exists()
+
+
 def test_a_run_names_no_other_file(run, refused):
-    changed(run / "config.yaml", lambda config: config.update({"model": "elsewhere.yaml"}))
-    assert "'model' is the name of another file" in refused("test", "--ckpt_path", run)
+    original = (run / "config.yaml").read_text(encoding="utf-8")
+    for part in ("model", "data", "trainer"):
+        (run / "config.yaml").write_text(original, encoding="utf-8")
+        changed(run / "config.yaml", lambda config, part=part: config.update({part: "elsewhere.yaml"}))
+        assert f"{part!r} is the name of another file" in refused("test", "--ckpt_path", run)
 
 
 def test_classes_of_others_can_be_trusted(monkeypatch):

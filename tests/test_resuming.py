@@ -95,7 +95,14 @@ def last(folder):
             ],
         ),
         (["--seed_everything", 3], ["seed_everything was 0 and is 3"]),
-        (["--data.batch_size", 4], ["batches of all devices together had 8 images and have 4"]),
+        (
+            ["--data.batch_size", 4, "--model.lr", 0.5],
+            ["data.batch_size was 8 and is 4", "model.lr was 0.002 and is 0.5"],
+        ),
+        (
+            ["--data.batch_size", 4, "--trainer.devices", "auto"],
+            ["batches of all devices together had 8 images and have 4"],
+        ),
     ],
 )
 def test_other_settings_are_refused_and_named(at_home, ccr, settings, named):
@@ -109,13 +116,20 @@ def test_other_settings_are_refused_and_named(at_home, ccr, settings, named):
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("change", ["a line less", "another picture", "another caption"])
+@pytest.mark.parametrize("change", ["a line less", "another picture", "another caption", "one as long", "two swapped"])
 def test_other_data_are_refused_and_named(at_home, ccr, change):
     file, size = at_home / "data" / "train.jsonl", 40
     lines = file.read_text().splitlines(keepends=True)
     if change == "a line less":
         del lines[-1]
         size = 39
+    elif change == "one as long":
+        assert lines[5].count("number") > 0
+        lines[5] = lines[5].replace("number", "namber")
+    elif change == "two swapped":
+        first, second = json.loads(lines[5]), json.loads(lines[6])
+        first["captions"], second["captions"] = second["captions"], first["captions"]
+        lines[5:7] = [json.dumps(first) + "\n", json.dumps(second) + "\n"]
     elif change == "another picture":
         (at_home / "data" / "pictures" / "3.png").write_bytes((at_home / "data" / "pictures" / "4.png").read_bytes())
     else:
@@ -130,6 +144,21 @@ def test_other_data_are_refused_and_named(at_home, ccr, change):
     assert (status, errors) == (0, "")
     assert "other data than before: the split train was 40 images (" in output
     assert last(at_home)["global_step"] == (13 if size == 39 else 15)  # 39 images are 4 batches of 8
+
+
+def test_a_score_of_another_validation_is_forgotten(at_home, ccr):
+    """Else the best checkpoint of before would be tested, and all that was trained since thrown away."""
+    best = at_home / "runs" / "tiny" / "checkpoints" / "best.ckpt"
+    file = at_home / "data" / "val.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    texts = [json.loads(line)["captions"] for line in lines]
+    records = [json.loads(line) | {"captions": of} for line, of in zip(lines, texts[1:] + texts[:1], strict=True)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))  # captions of other pictures
+    before = torch.load(best, weights_only=True)["global_step"]
+    status, output, errors = ccr("fit", "--config", "tiny.yaml", "--resume", "auto", "--resume-changed")
+    assert (status, errors) == (0, "")
+    assert "the validation is not that of before: the best score so far is forgotten\n" in output
+    assert torch.load(best, weights_only=True)["global_step"] > before == 5
 
 
 def test_data_that_have_moved_are_the_same(at_home, ccr):
@@ -159,6 +188,10 @@ def test_a_change_that_is_accepted_is_made(at_home, ccr):
     assert {tuple(group["betas"]) for group in groups} == {(0.8, 0.9)}
     assert checkpoint["global_step"] == 8 + 7 + 2 * 10  # the rest of an epoch of ten batches, of which three are past
     config = (at_home / "runs" / "tiny" / "config.yaml").read_text()
+    first, note, *_ = config.splitlines()
+    assert first.startswith("# What this run goes on with; repeat it with: ccr fit --config runs/tiny/config.yaml ")
+    assert note.startswith("# changed: from step 8 on, other settings than before: ")
+    assert "model.lr was 0.002 and is 0.001" in note
     assert "lr: 0.001" in config
     assert "max_epochs: 4" in config
 

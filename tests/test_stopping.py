@@ -34,6 +34,36 @@ def validation_step(module, *batch):
 RetrievalModule.validation_step = validation_step
 sys.exit(main(sys.argv[1:]))
 """
+KILLED_BEFORE_ITS_FIRST_LAST_CHECKPOINT = """
+import os, signal, sys
+from ccr_lightning.cli.main import main
+from ccr_lightning.training.checkpointing import AtomicCheckpointIO
+
+save = AtomicCheckpointIO.save_checkpoint
+
+def save_checkpoint(self, checkpoint, path, storage_options=None):
+    save(self, checkpoint, path)
+    if str(path).endswith("best.ckpt"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+AtomicCheckpointIO.save_checkpoint = save_checkpoint
+sys.exit(main(sys.argv[1:]))
+"""
+TERMINATED_WHILE_SCORING = """
+import os, signal, sys
+from ccr_lightning.cli.main import main
+from ccr_lightning.training.module import RetrievalModule
+
+name = sys.argv.pop(1)
+step = getattr(RetrievalModule, name)
+
+def scoring(module, *batch):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return step(module, *batch)
+
+setattr(RetrievalModule, name, scoring)
+sys.exit(main(sys.argv[1:]))
+"""
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -158,33 +188,38 @@ def test_a_damaged_checkpoint_is_not_the_end(folder, stopped, whole, damage):
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert f"runs/{damage.__name__}/checkpoints/last.ckpt: the checkpoint cannot be read" in said
-    assert f"It is kept as damaged.ckpt, and the one before it, of step {2 * STEPS}, is taken." in said
+    assert f"It is kept as damaged.ckpt, and previous.ckpt, of step {2 * STEPS}, is taken." in said
     assert (run / "checkpoints" / "damaged.ckpt").read_bytes() == lost
     assert losses(run) == losses(expected)
     assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(expected).items())
 
 
-def test_two_damaged_checkpoints_are_the_end(folder, stopped):
-    run = shutil.copytree(stopped, folder / "runs" / "both")
-    for name in ("last.ckpt", "previous.ckpt"):
+def test_checkpoints_that_are_all_damaged_are_the_end(folder, stopped):
+    run = shutil.copytree(stopped, folder / "runs" / "all")
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
         flipped(run / "checkpoints" / name)
-    process = start(folder, 1, "both")
+    process = start(folder, 1, "all")
     assert process.wait(timeout=240) == 1
     (says,) = process.stderr.read().splitlines()
-    assert says.startswith("error: runs/both/checkpoints/previous.ckpt: the checkpoint cannot be read")
+    assert says.startswith("error: runs/all/checkpoints: no checkpoint can be read, last.ckpt, previous.ckpt, best.ckp")
 
 
 def test_two_runs_in_one_folder(folder):
     process, run = start(folder, 1, "shared"), folder / "runs" / "shared"
-    while not losses(run):
+    while not (run / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)
     try:
+        whole_one = (run / "checkpoints" / "last.ckpt").read_bytes()
+        flipped(run / "checkpoints" / "last.ckpt")  # which is not the second one's to mend
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         second = start(folder, 1, "shared")
         assert second.wait(timeout=240) == 1
         says = "error: runs/shared: another process trains here; wait for it, or pass --name for a new run."
         assert second.stderr.read().splitlines() == [says]
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        (run / "checkpoints" / "last.ckpt").write_bytes(whole_one)
     finally:
         process.send_signal(signal.SIGCONT)
     assert process.wait(timeout=300) == 0
@@ -202,3 +237,40 @@ def test_a_validation_that_was_cut_off_is_done_again(folder, whole):
         scores.append([(line["step"], line["val/mean_recall"]) for line in lines if line["val/mean_recall"]])
     assert len(scores[0]) == EPOCHS
     assert scores[0] == scores[1]
+
+
+def test_a_run_whose_only_checkpoint_is_its_best_goes_on_from_there(folder, whole):
+    name = "best only"
+    command = [sys.executable, "-c", KILLED_BEFORE_ITS_FIRST_LAST_CHECKPOINT, "fit", "--config", "1.yaml"]
+    done = subprocess.run([*command, "--name", name], cwd=folder, stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == -signal.SIGKILL
+    run = folder / "runs" / name
+    assert [path.name for path in (run / "checkpoints").glob("*.ckpt")] == ["best.ckpt"]
+    process = start(folder, 1, name, stdout=subprocess.PIPE)
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert f"last.ckpt is missing: best.ckpt, of step {STEPS}, is taken." in said
+    assert losses(run) == losses(whole(1))
+    assert all(torch.equal(tensor, weights(run)[key]) for key, tensor in weights(whole(1)).items())
+
+
+@pytest.mark.parametrize("step", ["validation_step", "test_step"])
+def test_sigterm_while_a_split_is_scored(folder, whole, step):
+    command = [sys.executable, "-c", TERMINATED_WHILE_SCORING, step, "fit", "--config", "1.yaml", "--name", step]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 143
+    (says,) = done.stderr.splitlines()
+    assert says.startswith("error: the run was interrupted: continue it with ccr fit ")
+    process, run = start(folder, 1, step), folder / "runs" / step
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert all(torch.equal(tensor, weights(run)[key]) for key, tensor in weights(whole(1)).items())
+    assert (run / "results.json").exists()
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_anew(folder, stopped):
+    run = shutil.copytree(stopped, folder / "runs" / "lost")
+    shutil.rmtree(run / "checkpoints")
+    process = start(folder, 1, "lost", "--trainer.max_epochs", "1", stdout=subprocess.PIPE)
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "runs/lost has no checkpoint: the run starts anew\n" in said

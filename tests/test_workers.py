@@ -65,6 +65,33 @@ def test_a_fault_that_a_worker_finds(config, tmp_path):
     assert re.match(r"error: .*shard-\d+\.tar: 0000000\d\d: the image .*", line)
 
 
+OTHER_PROCESSES = """
+import multiprocessing, signal, sys, time
+from pathlib import Path
+from torch.utils.data import DataLoader
+from ccr_lightning.data.workers import end_with_this_process, leave_signals_to_the_parent
+
+def other(ready, saved):
+    signal.signal(signal.SIGTERM, lambda *_: (saved.touch(), sys.exit()))
+    ready.touch()
+    time.sleep(60)
+
+ready, saved = Path("ready"), Path("saved")
+multiprocessing.Process(target=other, args=(ready, saved), daemon=True).start()
+batches = end_with_this_process(iter(DataLoader(range(99), num_workers=1, worker_init_fn=leave_signals_to_the_parent)))
+next(batches)
+while not ready.exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_process_that_is_no_worker_ends_as_it_would(tmp_path):
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", OTHER_PROCESSES], cwd=tmp_path, timeout=60, check=True)
+    assert (tmp_path / "saved").exists()
+    assert time.monotonic() - start < 40, "the worker, which ignores SIGTERM, was not waited for"
+
+
 @pytest.mark.parametrize(
     ("torch_says", "we_say"),
     [

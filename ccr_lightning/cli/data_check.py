@@ -92,7 +92,7 @@ def _print_finding(finding: Finding) -> None:
     for place in finding.places:
         print(f"  {place}")
     if finding.count > len(finding.places):
-        print(f"  ... and {finding.count - len(finding.places):,} more")
+        print(f"  ... and {finding.count - len(finding.places):,} more (--places {finding.count})")
 
 
 def _number(count: int, what: str) -> str:

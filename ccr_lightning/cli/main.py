@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from importlib import import_module
 from ccr_lightning._version import __version__
 from ccr_lightning.cli.processes import is_first_process
 from ccr_lightning.cli.streams import output_error, prepare_streams, show_own_warnings
-from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere
+from ccr_lightning.cli.terminating import terminated_in_order
+from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere, Stopped
 from ccr_lightning.memory import available_memory, in_words, is_out_of_memory
 
 HELP = """\
@@ -143,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare_streams()
     show_own_warnings()
-    status = _main(list(sys.argv[1:] if argv is None else argv))
+    with terminated_in_order():
+        status = _main(list(sys.argv[1:] if argv is None else argv))
     lost = output_error()
     return _without_output(lost) if lost is not None and not status else status
 
@@ -152,11 +155,12 @@ def _main(args: list[str]) -> int:
     parent = os.getppid()
     try:
         return _dispatch(args)
-    except KeyboardInterrupt:  # during the imports; later the command itself says how to go on
+    except (KeyboardInterrupt, Stopped) as error:  # during the imports; later the command itself says how to go on
         goes_on = {name: "; what is finished stays" for name in ("data", "embed")}
         goes_on |= {"fit": "; a run that has begun goes on with --resume auto"}
-        print(f"error: interrupted: start it again{goes_on.get(args[0], '')}.", file=sys.stderr)
-        return 130
+        if is_first_process():
+            print(f"error: interrupted: start it again{goes_on.get(args[0], '')}.", file=sys.stderr)
+        return 128 + (error.signum if isinstance(error, Stopped) else signal.SIGINT)
     except SaidElsewhere:
         return 1
     except Exception as error:

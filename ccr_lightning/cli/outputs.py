@@ -21,19 +21,29 @@ from ccr_lightning.evaluation.table import print_results
 from ccr_lightning.files import atomic_write
 from ccr_lightning.training.module import RetrievalModule
 
+_CHANGED = "# changed: "
 _LISTED = 10  # of what was left out
-_ADVICE = "free some space or change --runs_dir"
+_OTHERWISE = "change --runs_dir"
 
 
-def write_config(path: Path, text: str) -> None:
+def write_config(path: Path, text: str, changes: str = "") -> None:
     """Writes a run's configuration, with a line on top that says how to use it.
+
+    Args:
+        path: The file; what a former one says of changes stays.
+        text: The configuration, in YAML.
+        changes: In what a run that goes on differs from what it was, and from when on; empty if in nothing.
 
     Raises:
         CCRError: If it cannot be written.
     """
     file_name = shlex.quote(str(path)) if str(path).isprintable() else "FILE"
-    header = f"# What made this run; repeat it with: ccr fit --config {file_name} --name NAME\n"
-    with atomic_write(path, "the configuration", _ADVICE) as file:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    notes = [line for line in lines if line.startswith(_CHANGED)]
+    notes += [f"{_CHANGED}{' '.join(changes.split())}"] if changes else []
+    made = "What this run goes on with" if notes else "What made this run"
+    header = "\n".join([f"# {made}; repeat it with: ccr fit --config {file_name} --name NAME", *notes, ""])
+    with atomic_write(path, "the configuration", _OTHERWISE) as file:
         file.write((header + text).encode())
 
 
@@ -134,10 +144,10 @@ def write_embeddings(
         for name in batches[0]
     }
     path = folder / "embeddings.safetensors"
-    with atomic_write(path, "the embeddings", _ADVICE) as file:
+    with atomic_write(path, "the embeddings", _OTHERWISE) as file:
         file.write(save(tensors))
     names = {"image_ids": list(image_names), "languages": list(languages)}
-    with atomic_write(folder / "embeddings.json", "the names of the embeddings", _ADVICE) as file:
+    with atomic_write(folder / "embeddings.json", "the names of the embeddings", _OTHERWISE) as file:
         file.write(json.dumps(names, ensure_ascii=False).encode())
     n_images, n_captions = len(tensors["image_embeds"]), len(tensors["text_embeds"])
     print(f"{n_images} images and {n_captions} captions written to {path}")

@@ -25,6 +25,9 @@ _FREE = (
     *("model.protocol", "model.is_compiled", "model.chunk_size"),
 )
 
+# With one of these a batch size per device may be another while all devices together take as many images.
+_SHARING = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator")
+
 # What an evaluation depends on, and what it is not built from, since the checkpoint has the weights.
 _OF_AN_EVALUATION = ("seed_everything", "trainer.precision", "data", "model")
 _BROUGHT = ("pretrained", "pretrained_file", "name_or_path", "text_weights")
@@ -56,7 +59,12 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], accepts_ch
     kept = [change for change in found if _belongs_to_weights(change)]
     if kept:
         raise CCRError(f"{_listed(kept)}: the checkpoint has its own; keep them as they were, or start a new run.")
-    refused = [change for change in found if not is_one_of(change.name, _FREE)]
+    is_shared_anew = any(is_one_of(change.name, _SHARING) for change in found)
+    refused = [
+        change
+        for change in found
+        if not is_one_of(change.name, _FREE) or (change.name == "data.batch_size" and not is_shared_anew)
+    ]
     if refused and not accepts_changes:
         raise CCRError(
             f"the run that is to go on had other settings: {_listed(refused)}; give them as they were, or pass "

@@ -16,7 +16,7 @@ from ccr_lightning.cli.arguments import given_configs, is_given, last_value, val
 from ccr_lightning.cli.messages import load_config
 from ccr_lightning.cli.model_config import config_of_model, model_name, names_model, refuse_other_files
 from ccr_lightning.cli.processes import is_first_process
-from ccr_lightning.cli.trusted import NOT_FOR_SCORING, refuse_other_classes
+from ccr_lightning.cli.trusted import refuse_other_classes, trainer_for_scoring
 from ccr_lightning.errors import CCRError
 
 # What another source has its own of.
@@ -160,8 +160,9 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     others = [path for path in configs if not _is_same(path, file)]
     source = _other_source(args, others)
     config = run_config(file)
-    config["trainer"] = _without(config.get("trainer"), (*_OF_TRAINING, *NOT_FOR_SCORING))
+    config["trainer"] = trainer_for_scoring(config.get("trainer"))
     refuse_other_classes(config, str(file))
+    config["trainer"] = _without(config["trainer"], _OF_TRAINING)
     base = _temporary_config(config if source is None else _without_source(config))
     name = run.name if source is None else f"{run.name}-{source}"
     places = {"--runs_dir": str(run.parent), "--name": name}  # the run may have moved since it was made

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ccr_lightning.cli.arguments import CommandArguments
-from ccr_lightning.errors import CCRError
+from ccr_lightning.errors import CCRError, Stopped
 
 HELP = """\
 usage: ccr serve INDEX [--port N] [--host ADDRESS] [--ckpt_path MODEL]
@@ -81,7 +81,7 @@ def run(args: Sequence[str]) -> int:
         print(f"{len(index):,} pictures at {_url(listener, options.host)} (Ctrl-C ends it)", flush=True)
         if not ip_address(listener.getsockname()[0]).is_loopback:
             print("warning: everyone who reaches this address can see and search the pictures.", flush=True)
-        with suppress(KeyboardInterrupt):  # uvicorn has ended what was going on
+        with suppress(KeyboardInterrupt, Stopped):  # uvicorn has ended what was going on
             uvicorn.Server(config).run(sockets=[listener])
     return 0
 

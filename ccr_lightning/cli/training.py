@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -31,7 +31,7 @@ from ccr_lightning.cli.processes import first_difference, is_first_process
 from ccr_lightning.cli.resuming import changes_of_evaluation, check_settings
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.workers import explain_worker
-from ccr_lightning.errors import CCRError, Interrupted
+from ccr_lightning.errors import CCRError, Interrupted, Stopped
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
 from ccr_lightning.memory import is_out_of_memory
 from ccr_lightning.models.pretrained import read_weights
@@ -46,7 +46,7 @@ from ccr_lightning.training.out_of_memory import explain_elsewhere
 from ccr_lightning.training.progress import EpochSummary, TrainingBar
 from ccr_lightning.training.same_data import CompareData
 from ccr_lightning.training.sharding import FullyShardedStrategy
-from ccr_lightning.training.stopping import SaveBetweenSteps, Stopped
+from ccr_lightning.training.stopping import SaveBetweenSteps
 from ccr_lightning.training.watching import WatchOverRanks
 
 TRAINER_DEFAULTS = {
@@ -74,7 +74,17 @@ class _Parser(LightningArgumentParser):
 
 
 class TrainingCLI(LightningCLI):
-    """The commands that need a trainer."""
+    """The commands that need a trainer.
+
+    Args:
+        until_the_end: Of the command; a run keeps others out of its folder as long.
+        *args: LightningCLI's.
+        **kwargs: LightningCLI's.
+    """
+
+    def __init__(self, *args: Any, until_the_end: ExitStack, **kwargs: Any) -> None:
+        self._until_the_end = until_the_end
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -136,14 +146,19 @@ class TrainingCLI(LightningCLI):
             raise CCRError(f"--name is {settings.name!r}: give a name without slashes; --runs_dir says where runs lie.")
         self.folder = RunFolder(Path(settings.runs_dir) / settings.name)
         self.resume_from = None
+        self._changes = ""  # that have been accepted
         self.asked = settings
         if self.subcommand == "fit":
             resume, self.accepts_changes = settings.pop("resume"), settings.pop("resume_changed")
             if self.accepts_changes and resume is None:
                 raise CCRError("--resume-changed is for a run that goes on: give --resume auto, must or a path, too.")
+            if is_first_process():
+                self._until_the_end.enter_context(self.folder.alone())
             if resume in ("auto", "must"):
                 _mend_last(self.folder)
             self.resume_from = self.folder.resume_from(resume)
+            if resume == "auto" and self.resume_from is None and self.folder.config.exists():
+                _say(f"{self.folder.path} has no checkpoint: the run starts anew")
             if self.resume_from and settings.init_from and self.resume_from.parent != self.folder.checkpoints:
                 raise CCRError(
                     f"--init_from starts anew and --resume {self.resume_from} goes on with another run: give one only."
@@ -170,6 +185,8 @@ class TrainingCLI(LightningCLI):
         before, now = load_config(str(file)), yaml.safe_load(self._settings_as_written())
         if self.subcommand == "fit":
             changes = check_settings(before, now, self.accepts_changes)
+            if changes and self.accepts_changes:
+                self._changes = f"from step {read_checkpoint(checkpoint, 'meta')['global_step']} on, {changes}"
         else:
             changes = changes_of_evaluation(before, now)
         if changes:
@@ -249,17 +266,16 @@ class TrainingCLI(LightningCLI):
         _take_tokenizer(datamodule, self.start)
         if self.resume_from is None and (start := self.config[self.subcommand].init_from):
             _start_from(model, start)
-        with self.folder.alone() if self.trainer.is_global_zero else nullcontext():
-            if self.trainer.limit_val_batches != 0 and (part := self._part("val")) and not self._is_trial:
-                _say(f"{part}: neither is the choice of the best checkpoint")
-            try:
-                self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
-                self._test_what_was_trained()
-                if self.trainer.is_global_zero:
-                    print_left_out(datamodule)
-            except SystemExit as error:  # Stopped, or what Lightning makes of a second Ctrl-C
-                signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
-                raise Interrupted(self._how_to_go_on(), 128 + signum) from error
+        if self.trainer.limit_val_batches != 0 and (part := self._part("val")) and not self._is_trial:
+            _say(f"{part}: neither is the choice of the best checkpoint")
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+            self._test_what_was_trained()
+            if self.trainer.is_global_zero:
+                print_left_out(datamodule)
+        except SystemExit as error:  # Stopped, or what Lightning makes of a second Ctrl-C
+            signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
+            raise Interrupted(self._how_to_go_on(), 128 + signum) from error
 
     def _test_what_was_trained(self) -> None:
         if self._is_trial:
@@ -284,12 +300,12 @@ class TrainingCLI(LightningCLI):
     def _how_to_go_on(self) -> str:
         if not self.folder.config.exists():
             return "the run was interrupted before it began: start it again."
-        if not self.folder.last.exists() and self.resume_from is None:
+        if not self.folder.has_checkpoint() and self.resume_from is None:
             return f"the run was interrupted before its first checkpoint: start anew with {self._command_to_go_on()}"
         return f"the run was interrupted: continue it with {self._command_to_go_on()}"
 
     def _command_to_go_on(self) -> str:
-        resume = "must" if self.folder.last.exists() else self.resume_from or "auto"
+        resume = "must" if self.folder.has_checkpoint() else self.resume_from or "auto"
         path = self.folder.path
         settings = {"config": self.folder.config, "runs_dir": path.parent, "name": path.name, "resume": resume}
         return shlex.join(["ccr", "fit", *(part for name, value in settings.items() for part in option(name, value))])
@@ -370,8 +386,10 @@ class TrainingCLI(LightningCLI):
         """Writes the configuration; a node that does not see it would not see the checkpoints either."""
         text = self._settings_as_written()
         if self.trainer.is_global_zero:
+            if lacks := self.folder.make_ready(self.model):
+                _say(lacks)
             self.model.retriever.save_settings(self.folder.model)
-            write_config(self.folder.config, text)
+            write_config(self.folder.config, text, self._changes)
         self.trainer.strategy.barrier()
         if not self.folder.config.is_file():
             raise CCRError(
@@ -391,16 +409,18 @@ def run(args: list[str]) -> int:
     _quieten()
     sys.argv = [sys.argv[0], *args]
     try:
-        TrainingCLI(
-            RetrievalModule,
-            CaptionDataModule,
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            parser_class=_Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        with ExitStack() as until_the_end:
+            TrainingCLI(
+                RetrievalModule,
+                CaptionDataModule,
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                parser_class=_Parser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                until_the_end=until_the_end,
+            )
     except (ValueError, MisconfigurationException) as error:
         if (cause := own_cause(error)) is not None:
             raise cause from cause.__cause__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from ccr_lightning.data.records import RecordOrFault, read_records, with_picture
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.store import FORMAT, LEFT_OUT, MANIFEST, read_left_out, read_manifest
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, load_json, sha256_of
+from ccr_lightning.files import atomic_write, could_not_be_written, load_json, sha256_of
 from ccr_lightning.progress import counted
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
@@ -35,7 +36,8 @@ EARLIEST_STOP = 1000  # of fewer records, the share of bad ones says nothing abo
 
 _ROWS_PER_BATCH = 100
 _BEGUN = "begun.json"
-_ADVICE = "free some space or choose another cache_dir"
+_OTHERWISE = "choose another cache_dir"
+_SAID_OF: set[Path] = set()  # the stores that lack records, of which this process has spoken
 
 
 def check_max_bad_fraction(fraction: float) -> None:
@@ -91,12 +93,14 @@ def build_store(
             with alone(folder):
                 if not (folder / MANIFEST).is_file():
                     _build(source, split, folder, bad_records, max_bad_fraction)
+                    _SAID_OF.add(folder)
                     return
         except OSError as error:
-            raise CCRError(f"the store {folder} cannot be written ({error}); {_ADVICE}.") from error
+            raise could_not_be_written(folder, "the store", error, _OTHERWISE) from error
     manifest = read_manifest(folder)
     refuse_what_lacks(folder, manifest, bad_records, max_bad_fraction)
-    if manifest["bad_records"]:
+    if manifest["bad_records"] and folder not in _SAID_OF:
+        _SAID_OF.add(folder)
         print(
             f"{folder.name} was built without {manifest['bad_records']} of {manifest['records']} records; see "
             f"{folder / LEFT_OUT}, and delete the folder to try them again",
@@ -231,6 +235,7 @@ def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRe
     text = Value("string")
     captions = List({"language": text, "texts": List(text)})
     columns = {"image_id": text, "image": Value("binary"), "captions": captions, "text_length": Value("int32")}
+    columns |= {"sha256": text}
     origin = {"language": text, "number": Value("int32"), "translated_by": text, "translated_on": text}
     features = Features({**columns, "translations": List(origin), "where": text})
     file, size = WrittenFile(path.name), 0
@@ -249,11 +254,14 @@ def _write_file(records: Iterator[RecordOrFault], path: Path, bad_records: BadRe
 
 
 def _row(record: ImageCaptions) -> dict[str, Any]:
-    lengths = [len(text.encode()) for texts in record.captions.values() for text in texts]
+    assert isinstance(record.image, bytes)
+    captions = {name: list(texts) for name, texts in record.captions.items()}
+    lengths = [len(text.encode()) for texts in captions.values() for text in texts]
+    content = [record.image_id, hashlib.sha256(record.image).hexdigest(), captions]
     return {
         "image_id": record.image_id,
         "image": record.image,
-        "captions": [{"language": name, "texts": list(texts)} for name, texts in record.captions.items()],
+        "captions": [{"language": name, "texts": texts} for name, texts in captions.items()],
         "translations": [
             {
                 "language": name,
@@ -266,6 +274,7 @@ def _row(record: ImageCaptions) -> dict[str, Any]:
             if isinstance(text, MachineTranslation)
         ],
         "text_length": sum(lengths) // max(len(lengths), 1),
+        "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         "where": printable(record.where),
     }
 
@@ -317,7 +326,7 @@ def _check_fraction(bad: int, records: int, most: float, first: str) -> None:
 def write_left_out(files: Sequence[WrittenFile], folder: Path) -> None:
     """Write the list of what was left out, an empty one too."""
     left_out = [entry for file in files for entry in file.left_out]
-    with atomic_write(folder / LEFT_OUT, "the list of what was left out", _ADVICE) as list_file:
+    with atomic_write(folder / LEFT_OUT, "the list of what was left out", _OTHERWISE) as list_file:
         list_file.write("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in left_out).encode())
 
 
@@ -351,5 +360,5 @@ def _file_name(number: int) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path, "the store", _ADVICE) as file:
+    with atomic_write(path, "the store", _OTHERWISE) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())

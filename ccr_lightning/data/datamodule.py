@@ -196,6 +196,15 @@ class CaptionDataModule(lightning.LightningDataModule):
             return Path(self.train_shards) / LEFT_OUT, read_left_out(Path(self.train_shards))
         return self._store(split).folder / LEFT_OUT, read_left_out(self._store(split).folder)
 
+    def validated_on(self) -> dict[str, Any]:
+        """Return what scores of the validation split depend on beside the weights, in a few plain types."""
+        return {
+            "split": self._outline_of_store("val"),
+            "languages": list(self.languages),
+            "max_tokens": self._ready_tokenizer().max_tokens,
+            "transform": settings_sha256(self.transform.evaluation_settings),
+        }
+
     def made_of(self, split: str) -> dict[str, Any]:
         """Return what an evaluation of the split depends on: hashes and settings of data, tokeniser and transform."""
         store, tokenizer = self._store(split), self._ready_tokenizer()
@@ -226,9 +235,10 @@ class CaptionDataModule(lightning.LightningDataModule):
             counts = self._caption_counts(split)
             missing = [language for language in self.languages if not counts.get(language)]
             if missing:
+                named = ", ".join(map(repr, missing))
                 raise CCRError(
-                    f"the split {split!r} of {self.source.name} has no caption in {', '.join(missing)}; leave it out "
-                    "of the data's languages."
+                    f"the split {split!r} of {self.source.name} has no caption in {named}: name the others in "
+                    "data.languages, or mend the captions."
                 )
 
     def train_dataloader(self) -> DataLoader[Batch] | ShardLoader:
@@ -393,7 +403,7 @@ class CaptionDataModule(lightning.LightningDataModule):
     def _outline_of_store(self, split: str) -> str:
         if split not in self._outlined:
             store = self._store(split)
-            self._outlined[split] = f"{len(store)} images ({store.outline_sha256()[:8]})"
+            self._outlined[split] = f"{len(store)} images ({store.records_sha256()[:8]})"
         return self._outlined[split]
 
     def _digest_of_shards(self) -> str:
@@ -417,8 +427,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             rows = WebDatasetShards({"train": self.train_shards}).captions("train")
         self.tokenizer.train(text for row in rows for name in self.languages for text in row.get(name, ()))
         text = json.dumps(self.tokenizer.to_dict(), ensure_ascii=False)
-        advice = "free some space or choose another cache_dir"
-        with atomic_write(self._tokenizer_file(), "the trained tokeniser", advice) as file:
+        with atomic_write(self._tokenizer_file(), "the trained tokeniser", "choose another cache_dir") as file:
             file.write(text.encode())
 
     def _ready_tokenizer(self) -> CaptionTokenizer:
@@ -492,7 +501,6 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     def _loader_settings(self) -> dict[str, Any]:
         if self.num_workers:
-            end_with_this_process()
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads do not survive the fork of workers
         return {
             "num_workers": self.num_workers,
@@ -505,7 +513,7 @@ class _EndingLoader(DataLoader[Any]):
     """A loader whose workers end with the last batch: Lightning never asks for more, and keeps what it has asked."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = iter(super().__iter__())
+        batches = end_with_this_process(super().__iter__())
         held = next(batches, None)
         for batch in batches:
             yield held
@@ -518,7 +526,8 @@ class _ResumableLoader(DataLoader[Any]):
     """A loader that Lightning may resume in mid-epoch: its batch sampler knows where to start."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()  # only at the first batch, when Lightning has set the epoch, workers fetch ahead
+        # Only at the first batch, when Lightning has set the epoch, workers fetch ahead.
+        yield from end_with_this_process(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
         return {}

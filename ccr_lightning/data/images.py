@@ -85,14 +85,14 @@ def decode_image(data: bytes, where: str, name: str = "the image") -> Image.Imag
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _unreadable(f"{where}: {name} is far too large ({error}); make it smaller.") from error
+        raise _unreadable(f"{where}: {name} has far more than {MAX_PIXELS:,} pixels; make it smaller.") from error
     except MemoryError:
         raise  # it is no fault of the picture, which would be left out
     except Exception as error:
         raise _unreadable(f"{where}: {name} is not a picture that Pillow can open; replace or remove it.") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _unreadable(f"{where}: {name} has {width} x {height} pixels, more than {MAX_PIXELS}; make it smaller.")
+        raise _unreadable(f"{where}: {name} has {width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller.")
     if max(width, height) > MAX_RATIO * min(width, height):
         sides = f"{width} x {height} pixels, one side more than {MAX_RATIO} times the other"
         raise _unreadable(f"{where}: {name} has {sides}; crop it.")

@@ -16,6 +16,7 @@ from ccr_lightning.data.sampler import draw_languages
 from ccr_lightning.data.seeding import derived_seed
 from ccr_lightning.data.sources.webdataset import Shard, ShardIndex, WebDatasetShards, read_samples
 from ccr_lightning.data.transforms import ImageTransform
+from ccr_lightning.data.workers import end_with_this_process
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import Batch, ImageCaptions
 
@@ -217,7 +218,8 @@ class ShardLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from DataLoader(self.stream, batch_size=None, collate_fn=self._collate, **self._settings)
+        loader = DataLoader(self.stream, batch_size=None, collate_fn=self._collate, **self._settings)
+        yield from end_with_this_process(iter(loader))
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the batches know where to start."""

@@ -30,11 +30,11 @@ from ccr_lightning.data.records import RecordOrFault, read_records, with_picture
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.webdataset import FORMAT, INDEX, UNFINISHED, ShardIndex, read_index
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.files import atomic_write, could_not_be_written, sha256_of
 from ccr_lightning.progress import counted
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
-_ADVICE = "free some space or choose another folder"
+_OTHERWISE = "choose another folder"
 
 
 SHARD_BYTES = 256_000_000  # of pictures
@@ -91,7 +91,7 @@ def write_shards(
                 return index
             files = _write(source, split, folder, data, bad_records, max_bad_fraction)
     except OSError as error:
-        raise CCRError(f"{folder}: the shards cannot be written ({error}); {_ADVICE}.") from error
+        raise could_not_be_written(folder, "the shards", error, _OTHERWISE) from error
     say_left_out(files, source, split, folder)
     return read_index(folder)
 
@@ -161,7 +161,7 @@ def _write_shard(
     """Write records until the shard is large enough or there are no more."""
     file, size, first = _ShardFile(f"shard-{len(files):06}.tar"), 0, sum(file.rows for file in files)
     path = folder / file.name
-    with atomic_write(path, "the shard", _ADVICE) as tar, tar_writer(tar) as writer:
+    with atomic_write(path, "the shard", _OTHERWISE) as tar, tar_writer(tar) as writer:
         for record in file.usable(records, bad_records):
             picture = record.image
             assert isinstance(picture, bytes)  # as with_pictures makes it
@@ -188,7 +188,7 @@ def _caption(text: str) -> str | dict[str, str]:
 
 
 def _write_index(folder: Path, content: bytes) -> None:
-    with atomic_write(folder / INDEX, "the index of the shards", _ADVICE) as file:
+    with atomic_write(folder / INDEX, "the index of the shards", _OTHERWISE) as file:
         file.write(content)
 
 

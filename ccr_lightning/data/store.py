@@ -18,7 +18,7 @@ from ccr_lightning.files import file_name, load_json, sha256_of
 from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.types import MachineTranslation
 
-FORMAT = 2
+FORMAT = 3
 _READS_BETWEEN_RELEASES = 500
 MANIFEST, LEFT_OUT = "manifest.json", "left_out.jsonl"
 
@@ -47,6 +47,7 @@ class Store:
         self._captions = table.column("captions")
         self._translations = table.column("translations")
         self._text_length = table.column("text_length")
+        self._sha256 = table.column("sha256")
         self._where = table.column("where")
 
     def __len__(self) -> int:
@@ -118,17 +119,12 @@ class Store:
             digest.update(json.dumps([name, image, texts]).encode())
         return digest.hexdigest()
 
-    def outline_sha256(self) -> str:
-        """Return the sha256 of the image ids, and of the lengths of images and captions, in order.
+    def records_sha256(self) -> str:
+        """Return the sha256 of what was noted of each record when it was written: its id, image and captions, in order.
 
-        It reads no content, and hardly any other content has the same.
+        It reads neither images nor captions. Where the records came from does not count.
         """
-        import pyarrow.compute as pc
-
-        digest = hashlib.sha256(json.dumps(self.image_names).encode())
-        digest.update(pc.binary_length(self._image).to_numpy().astype(np.int64).tobytes())
-        digest.update(self.text_lengths().tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256("".join(self._sha256.to_pylist()).encode()).hexdigest()
 
     def caption_counts(self) -> dict[str, int]:
         """Return the number of captions by language, without those that have none."""

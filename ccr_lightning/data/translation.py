@@ -230,7 +230,7 @@ def _image(record: ImageCaptions, number: int, translation: Translation) -> str:
     if isinstance(record.image, Path):
         return Path(os.path.abspath(record.image)).relative_to(root).as_posix()
     name = f"images/{translation.settings.split}-{number}.{file_ending(record.image, record.where)}"
-    with atomic_write(root / name, "an image", "free some space, then start again") as file:
+    with atomic_write(root / name, "an image", "start again") as file:
         file.write(record.image)
     return name
 

@@ -15,9 +15,9 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write, file_name, load_json
+from ccr_lightning.files import atomic_write, could_not_be_written, file_name, load_json
 
-_ADVICE = "free some space or choose another folder"
+_OTHERWISE = "choose another folder"
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ class TranslationFiles:
             with self.part.open("r+b") as file:
                 yield GrowingLines(file, self.part)
         except OSError as error:
-            raise CCRError(f"{self.part}: cannot be written ({error}); {_ADVICE}, then start again.") from error
+            raise could_not_be_written(self.part, "the translations", error, _OTHERWISE) from error
 
     def _note(self, translation: Translation) -> None:
-        with atomic_write(self.state, "the state of the translation", _ADVICE) as file:
+        with atomic_write(self.state, "the state of the translation", _OTHERWISE) as file:
             state = vars(translation) | {"settings": asdict(translation.settings)}
             file.write(json.dumps(state, ensure_ascii=False, indent=2).encode())
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import re
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
+from multiprocessing.process import BaseProcess
+from typing import Any
+from weakref import WeakSet
 
 from ccr_lightning.errors import CCRError
 
+_WORKERS: WeakSet[BaseProcess] = WeakSet()  # of all loaders of this process
 _ENDED = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]+)|exited unexpect)")
 
 
@@ -27,18 +30,29 @@ def leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-@cache  # once is enough
-def end_with_this_process() -> None:
-    """Sees to it that no worker is waited for when this process ends: multiprocessing would ask them with SIGTERM."""
-    atexit.register(_end_workers)
+def end_with_this_process(batches: Iterator[Any]) -> Iterator[Any]:
+    """Sees to it that no worker is waited for when this process ends: multiprocessing would ask them with SIGTERM.
+
+    Args:
+        batches: What a loader of torch returns to loop over.
+
+    Returns:
+        The same.
+    """
+    if workers := getattr(batches, "_workers", ()):
+        if not _WORKERS:
+            atexit.register(_end_workers)
+        _WORKERS.update(workers)
+    return batches
 
 
 def _end_workers() -> None:
-    with suppress(ValueError):  # in another thread; torch would raise an error in the first one
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+    if any(worker.is_alive() for worker in _WORKERS):
+        with suppress(ValueError):  # in another thread; torch would raise an error in the first one
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in list(_WORKERS):
+        with suppress(ValueError, AssertionError):  # it is closed, or of the process that this one was forked from
+            worker.kill()
 
 
 def explain_worker(error: BaseException) -> CCRError | None:

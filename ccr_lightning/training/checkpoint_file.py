@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,12 +34,14 @@ def read_checkpoint(
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(damaged)
-        checkpoint: Any = torch.load(path, map_location, weights_only=weights_only)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickles of other versions
+            checkpoint: Any = torch.load(path, map_location, weights_only=weights_only)
     except Exception as error:  # torch.load raises anything from EOFError to RuntimeError
         refuse_out_of_memory(error, path)
         raise CCRError(
-            f"{path}: the checkpoint cannot be read ({type(error).__name__}), it is damaged or no checkpoint: copy "
-            "or train it again."
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}), it is damaged, or holds more than "
+            "tensors, numbers and texts, which is never executed: copy or train it again."
         ) from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         raise CCRError(f"{path}: the file is not the checkpoint of a run; pass one that ccr fit wrote.")

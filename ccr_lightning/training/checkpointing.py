@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +15,16 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from ccr_lightning.errors import CCRError, OutOfMemory
-from ccr_lightning.files import atomic_write, make_folder, remove_remains
+from ccr_lightning.files import atomic_write, could_not_be_written, make_folder, remove_remains
+from ccr_lightning.memory import in_words
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
-_SAYS = "the checkpoint", "free some space or change --runs_dir"
+_CHECKPOINTS_AT_A_TIME = 4  # last, previous, best, and one that is being written
+_SAYS = "the checkpoint", "change --runs_dir"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -75,12 +79,38 @@ class KeepBestScore(Callback):
     """Lets a run that resumes from its own folder know its best score, also where the folder was moved or copied to.
 
     A checkpoint says where its folder was when it was written, and Lightning forgets the best score if that is not the
-    run's folder now.
+    run's folder now. A score of another validation, whose split, languages or inputs have changed, is forgotten: no
+    later one could be compared with it.
     """
+
+    def __init__(self) -> None:
+        self._validation: dict[str, Any] | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what scores depend on."""
+        self._validation = trainer.datamodule.validated_on()  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the scores so far depend on."""
+        return {"validation": self._validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on."""
+        self._validation = state_dict["validation"]
+
+    def _is_another_validation(self, trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
+        before = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("validation")
+        if before is None or not trainer.limit_val_batches:
+            return False
+        has_changed: bool = before != trainer.datamodule.validated_on()  # type: ignore[attr-defined]
+        return has_changed
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the paths right before the callbacks take their states."""
         folder = Path(str(trainer.ckpt_path)).resolve().parent
+        forgets = self._is_another_validation(trainer, checkpoint)
+        if forgets and trainer.is_global_zero:
+            print("the validation is not that of before: the best score so far is forgotten", flush=True)
 
         def here(path: str) -> str:
             return path and str(folder / Path(path).name)
@@ -94,7 +124,7 @@ class KeepBestScore(Callback):
                 state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
                 for name in ("best_model_path", "kth_best_model_path"):
                     state[name] = here(state[name])
-            if not all(Path(path).exists() for path in state["best_k_models"]):
+            if forgets or not all(Path(path).exists() for path in state["best_k_models"]):
                 state["dirpath"] = None  # a score without its checkpoint would keep a worse one from being saved
 
 
@@ -145,7 +175,8 @@ def take_optimizer_settings(checkpoint: Mapping[str, Any], now: Sequence[Mapping
     """
     for state in checkpoint["optimizer_states"]:
         for old, new in zip(state["param_groups"], now, strict=False):
-            old["lr"] *= new["lr"] / old["initial_lr"]
+            done = old["lr"] / old["initial_lr"] if old["initial_lr"] else 1.0
+            old["lr"] = new["lr"] * done
             old |= {"initial_lr": new["lr"], "weight_decay": new["weight_decay"], "betas": tuple(new["betas"])}
     for schedule in checkpoint["lr_schedulers"]:
         schedule["base_lrs"] = [group["lr"] for group in now]
@@ -207,6 +238,37 @@ class RunFolder:
             lock.release()
             self.remove_if_empty()
 
+    def make_ready(self, module: nn.Module) -> str:
+        """Makes what a run writes into, before it has anything to lose.
+
+        Args:
+            module: What is trained, whose checkpoints have weights and AdamW's two averages.
+
+        Returns:
+            A sentence on want of space; empty if there is enough, by estimate.
+
+        Raises:
+            CCRError: Something is in the way.
+        """
+        metrics = self.path / "metrics.csv"
+        try:
+            make_folder(self.checkpoints)
+            if metrics.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except OSError as error:
+            path = metrics if self.checkpoints.is_dir() else self.checkpoints
+            raise could_not_be_written(path, "the run", error, "change --runs_dir") from error
+        weights = [(of.nbytes, of.requires_grad) for of in module.parameters()]
+        need = _CHECKPOINTS_AT_A_TIME * sum(size * (3 if is_trained else 1) for size, is_trained in weights)
+        there = sum(path.stat().st_size for path in self.checkpoints.glob("*.ckpt"))
+        free = shutil.disk_usage(self.checkpoints).free
+        if free + there >= need:
+            return ""
+        return (
+            f"{self.checkpoints}: {in_words(free)} are free, and the checkpoints of this run will need "
+            f"{in_words(need - there)}: free some space, or change --runs_dir"
+        )
+
     def remove_if_empty(self) -> None:
         """Removes the folder if a start that failed has left nothing in it."""
         with suppress(OSError):  # something is in it, or another process has removed it
@@ -214,36 +276,48 @@ class RunFolder:
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to go on from, maybe once it is mended."""
-        return self.last.exists() or (self.checkpoints / PREVIOUS).exists()
+        return any(path.exists() for path in (self.last, self.checkpoints / PREVIOUS, self.best))
 
     def mend(self) -> str:
-        """Puts the checkpoint before the last one in its place, if the last one is damaged; that one is kept, too.
+        """Puts another checkpoint in the place of the last one, if that is missing or damaged; it is kept, too.
+
+        That is the one before it or the best one, whichever is newer and whole.
 
         Returns:
             What was done, in a sentence; empty if nothing was.
 
         Raises:
-            CCRError: The last one is damaged and there is no other, or it is damaged too, or there is no space.
+            CCRError: There are checkpoints, none of which can be read, or there is no space.
         """
         if not self.has_checkpoint():
             return ""
-        previous, is_lost = self.checkpoints / PREVIOUS, not self.last.exists()
-        try:
-            read_checkpoint(self.last, "meta", verify=True)
-            return ""
-        except OutOfMemory:
-            raise
-        except CCRError as error:
-            if not previous.exists():
-                raise
-            step = read_checkpoint(previous, "meta", verify=True)["global_step"]
-            with atomic_write(self.last, *_SAYS) as file, previous.open("rb") as content:
-                shutil.copyfileobj(content, file)
-                if not is_lost:
-                    self.last.replace(self.checkpoints / DAMAGED)
-            if is_lost:
-                return f"{self.last} is missing: the checkpoint before it, of step {step}, is taken."
-            return f"{error} It is kept as {DAMAGED}, and the one before it, of step {step}, is taken."
+        steps: dict[Path, int] = {}
+        damaged: dict[Path, CCRError] = {}
+        for path in (self.last, self.checkpoints / PREVIOUS, self.best):
+            if path.exists():
+                try:
+                    steps[path] = read_checkpoint(path, "meta", verify=True)["global_step"]
+                except OutOfMemory:
+                    raise
+                except CCRError as error:
+                    damaged[path] = error
+            if self.last in steps:
+                return ""
+        if not steps:
+            names = ", ".join(path.name for path in damaged)
+            raise CCRError(
+                f"{self.checkpoints}: no checkpoint can be read, {names}: damaged or none; copy a whole one there, or "
+                "remove the folder to start anew."
+            )
+        newest = max(steps, key=lambda path: steps[path])
+        with atomic_write(self.last, *_SAYS) as file, newest.open("rb") as content:
+            shutil.copyfileobj(content, file)
+            if self.last in damaged:
+                self.last.replace(self.checkpoints / DAMAGED)
+        taken = f"{newest.name}, of step {steps[newest]}, is taken."
+        if self.last in damaged:
+            return f"{damaged[self.last]} It is kept as {DAMAGED}, and {taken}"
+        return f"{self.last} is missing: {taken}"
 
     def resume_from(self, resume: str | None) -> Path | None:
         """Finds the checkpoint to start from.
@@ -265,7 +339,7 @@ class RunFolder:
             ccr_lightning.errors.CCRError: --resume must: runs/nowhere has no checkpoints/last.ckpt; check ...
         """
         if resume is None:
-            if self.last.exists():
+            if self.has_checkpoint():
                 raise CCRError(
                     f"{self.path} already holds a run: pass --resume auto to continue it, or --name for a new one."
                 )
@@ -283,6 +357,6 @@ class RunFolder:
             raise CCRError(f"--resume {resume}: there is no such checkpoint; pass auto, must or the path of one.")
         if Path(resume).resolve().parent == self.checkpoints.resolve():
             return self.checkpoints / Path(resume).name
-        if self.last.exists():
+        if self.has_checkpoint():
             raise CCRError(f"--resume {resume}: {self.path} already holds a run: pass --name for a new one.")
         return Path(resume)

@@ -13,7 +13,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 from ccr_lightning.errors import CCRError
-from ccr_lightning.files import atomic_write
+from ccr_lightning.files import atomic_write, could_not_be_written
+
+_OTHERWISE = "change --runs_dir"
 
 
 class MetricsFile(Logger):
@@ -72,7 +74,7 @@ class MetricsFile(Logger):
             lines = [*self._lines(), line]
             self._columns = sorted(set().union(*lines))
             header = {name: name for name in self._columns}
-            with atomic_write(self._path, "the metrics", "free some space or change --runs_dir") as file:
+            with atomic_write(self._path, "the metrics", _OTHERWISE) as file:
                 file.write(self._csv([header, *lines]).encode())
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
@@ -90,7 +92,10 @@ class MetricsFile(Logger):
             lines = [{name: value for name, value in line.items() if value} for line in whole]
             return lines if self._columns else [line for line in lines if int(line["step"]) < self._first_step]
         except (KeyError, ValueError) as error:
-            raise CCRError(f"{self._path}: this is not the metrics.csv of a run ({error!r}); move it away.") from error
+            raise CCRError(
+                f"{self._path}: this is not the metrics.csv of a run ({type(error).__name__}); move it away: the run "
+                "goes on without it."
+            ) from error
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:
@@ -100,9 +105,7 @@ class MetricsFile(Logger):
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint that outlasts a power loss has the lines before it
         except OSError as error:
-            raise CCRError(
-                f"{self._path}: the metrics could not be written ({error}); free some space or change --runs_dir."
-            ) from error
+            raise could_not_be_written(self._path, "the metrics", error, _OTHERWISE) from error
 
     def _csv(self, lines: Sequence[Mapping[str, Any]]) -> str:
         text = io.StringIO()

@@ -13,7 +13,7 @@ class CompareData(Callback):
     """Compares images, captions and the batches of all devices with those of the checkpoint that a run resumes.
 
     Paths do not count, only what the training and the validation split hold: see
-    :meth:`~ccr_lightning.data.store.Store.outline_sha256`.
+    :meth:`~ccr_lightning.data.store.Store.records_sha256`.
 
     Args:
         accepts_changes: Whether changes are said only.

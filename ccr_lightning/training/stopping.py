@@ -12,20 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ccr_lightning import distributed
+from ccr_lightning.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Stopped(SystemExit):
-    """Training ended because a signal asked for it.
-
-    Args:
-        signum: The signal; the exit status is 128 more, as a shell has it.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
-        self.signum = signum
 
 
 class SaveBetweenSteps(Callback):

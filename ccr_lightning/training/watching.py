@@ -175,9 +175,13 @@ class WatchOverRanks(Callback):
 
     def _talk(self) -> None:
         rank, size = self._trainer.global_rank, self._trainer.world_size
-        while (store := distributed.store("ranks")) is None:
-            if self._stopping.wait(0.1):
-                return
+        try:
+            while (store := distributed.store("ranks")) is None:
+                if self._stopping.wait(0.1):
+                    return
+        except RuntimeError:
+            self._has_lost_store = True
+            return
         self._has_met = True
         number, host = 0, socket.gethostname()
         listened = range(size) if rank == 0 else [0]

@@ -1,0 +1,95 @@
+"""The numbers of the page, from records alone: each has a name, a unit and how it is made of the scores of a run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.experiments.intervals import Difference, Mean, difference, mean
+
+Record = Mapping[str, Any]
+_SHORT = {"i2t": "image_to_text", "t2i": "text_to_image"}
+PIVOT = "en"
+
+
+class Quantity(NamedTuple):
+    """Something that is said of a run."""
+
+    of: Callable[[Record], float]
+    digits: int
+    is_ratio: bool = False  # whether two runs are compared by their quotient
+
+
+def _recall(direction: str, k: int) -> Callable[[Record], float]:
+    return lambda record: 100 * float(record["scores"]["recalls"][_SHORT[direction]][f"recall@{k}"])
+
+
+def _both(k: int) -> Callable[[Record], float]:
+    return lambda record: statistics.mean(_recall(direction, k)(record) for direction in _SHORT)
+
+
+def _spread(name: str, of: str) -> Callable[[Record], float]:
+    return lambda record: float(record["scores"][name][of])
+
+
+def _worst(record: Record) -> float:
+    return 100 * min(record["scores"]["of_language"].values())
+
+
+def _gap(record: Record) -> float:
+    of = record["scores"]["of_language"]
+    return 100 * (of[PIVOT] - statistics.mean(value for name, value in of.items() if name != PIVOT))
+
+
+QUANTITIES = {
+    **{f"{d} R@{k}": Quantity(_recall(d, k), 1) for d in _SHORT for k in (1, 5, 10)},
+    **{f"R@{k}": Quantity(_both(k), 1) for k in (1, 5, 10)},
+    "mean recall": Quantity(lambda record: 100 * float(record["scores"]["mean_recall"]), 1),
+    "MRV": Quantity(_spread("mrv", "mean"), 1, is_ratio=True),
+    **{f"{d} MRV": Quantity(_spread("mrv", direction), 1, is_ratio=True) for d, direction in _SHORT.items()},
+    "MRSD": Quantity(_spread("mrsd", "mean"), 2, is_ratio=True),
+    "worst language": Quantity(_worst, 1),
+    "below English": Quantity(_gap, 1),
+    "same first": Quantity(lambda record: 100 * float(record["scores"]["same_first"]), 1),
+    "images": Quantity(lambda record: record["cost"]["images"] / 1e3, 0),
+    "tokens": Quantity(lambda record: record["cost"]["tokens"] / 1e6, 2),
+    "CPU s": Quantity(lambda record: record["cost"]["cpu_seconds"], 0),
+}
+
+
+def average(records: Sequence[Record], name: str) -> Mean:
+    """The mean of a quantity over seeds, with its interval."""
+    return mean([QUANTITIES[name].of(record) for record in records])
+
+
+def compared(own: Sequence[Record], other: Sequence[Record], name: str) -> Difference:
+    """The paired comparison of a quantity: a difference, or for a ratio that of natural logarithms."""
+    quantity = QUANTITIES[name]
+
+    def by_seed(records: Sequence[Record]) -> dict[int, float]:
+        return {
+            record["seed"]: math.log(quantity.of(record)) if quantity.is_ratio else quantity.of(record)
+            for record in records
+        }
+
+    return difference(by_seed(own), by_seed(other))
+
+
+def shown(records: Sequence[Record], name: str) -> str:
+    """The mean and the half width of its interval, as in a table."""
+    value, half = average(records, name)
+    digits = QUANTITIES[name].digits
+    if math.isnan(half) or name in ("images", "tokens", "CPU s"):
+        return f"{value:,.{digits}f}"
+    return f"{value:,.{digits}f} ± {half:,.{digits}f}"
+
+
+def said(found: Difference, name: str) -> str:
+    """A comparison with its interval: ``+3.1 [+2.0, +4.2]``, or ``x 0.41 [0.30, 0.56]`` for a ratio."""
+    low, high = found.value - found.half, found.value + found.half
+    if QUANTITIES[name].is_ratio:
+        return f"× {math.exp(found.value):.2f} [{math.exp(low):.2f}, {math.exp(high):.2f}]"
+    digits = QUANTITIES[name].digits
+    return f"{found.value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -27,6 +27,10 @@ class Interrupted(CCRError):
         self.exit_status = exit_status
 
 
+class OutOfMemory(CCRError):
+    """There was not enough memory."""
+
+
 class Stopped(SystemExit):
     """A signal asks this process to end.
 

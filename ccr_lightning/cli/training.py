@@ -33,6 +33,7 @@ from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.workers import explain_worker
 from ccr_lightning.errors import CCRError, Interrupted, Stopped
 from ccr_lightning.evaluation.protocol import EvaluationProtocol
+from ccr_lightning.memory import is_out_of_memory
 from ccr_lightning.models.pretrained import read_weights
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.training.bad_steps import PassOverBadSteps
@@ -41,7 +42,7 @@ from ccr_lightning.training.checkpointing import AtomicCheckpointIO, KeepBestSco
 from ccr_lightning.training.checks import check_galleries
 from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.training.module import RetrievalModule
-from ccr_lightning.training.out_of_memory import explain_elsewhere, is_out_of_memory
+from ccr_lightning.training.out_of_memory import explain_elsewhere
 from ccr_lightning.training.progress import EpochSummary, TrainingBar
 from ccr_lightning.training.same_data import CompareData
 from ccr_lightning.training.sharding import FullyShardedStrategy
@@ -242,8 +243,8 @@ class TrainingCLI(LightningCLI):
         with self.watch.over(self.trainer, "go on with --resume auto" if subcommand == "fit" else "start again"):
             try:
                 super()._run_subcommand(subcommand)
-            except (CCRError, MemoryError, RuntimeError) as error:
-                if is_out_of_memory(error):
+            except Exception as error:
+                if self._failed_in in ("train", "validate", "test", "predict") and is_out_of_memory(error):
                     raise explain_elsewhere(self._failed_in) from error
                 if (explained := explain_worker(error)) is None:
                     raise

@@ -86,6 +86,8 @@ def decode_image(data: bytes, where: str, name: str = "the image") -> Image.Imag
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _unreadable(f"{where}: {name} has far more than {MAX_PIXELS:,} pixels; make it smaller.") from error
+    except MemoryError:
+        raise  # it is no fault of the picture, which would be left out
     except Exception as error:
         raise _unreadable(f"{where}: {name} is not a picture that Pillow can open; replace or remove it.") from error
     width, height = image.size
@@ -97,6 +99,8 @@ def decode_image(data: bytes, where: str, name: str = "the image") -> Image.Imag
     try:
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
+    except MemoryError:
+        raise  # it is no fault of the picture, which would be left out
     except Exception as error:
         raise _unreadable(f"{where}: {name} is damaged and cannot be decoded ({error}); fetch it again.") from error
 

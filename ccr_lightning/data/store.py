@@ -15,6 +15,7 @@ import numpy as np
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import file_name, load_json, sha256_of
+from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.types import MachineTranslation
 
 FORMAT = 3
@@ -168,8 +169,10 @@ def open_store(folder: str | Path) -> Store:
     except FileNotFoundError as error:
         raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
     except OSError as error:  # which is nothing that building it again would mend
+        refuse_out_of_memory(error, folder)
         raise CCRError(f"the store {folder} cannot be opened ({error}); see to that and start again.") from error
     except Exception as error:
+        refuse_out_of_memory(error, folder)
         raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
     return Store(folder, manifest, table, maps)
 
@@ -195,6 +198,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CCRError(f"there is no store in {folder}; build it with prepare_data() or ccr data build.") from error
     except Exception as error:
+        refuse_out_of_memory(error, folder)
         raise CCRError(f"the store {folder} is damaged ({error}); delete the folder to build it again.") from error
     if version != FORMAT:
         raise CCRError(f"the store {folder} is of another version; delete the folder to build it again.")

@@ -12,6 +12,7 @@ from ccr_lightning.data.open_clip_source import CONFIG as OPEN_CLIP_CONFIG
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, load_json, sha256_of
 from ccr_lightning.hub import TEXTS, local_folder
+from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.models.card import model_card
 
 if TYPE_CHECKING:
@@ -163,5 +164,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors has an exception of its own, and OSError
+        refuse_out_of_memory(error, folder / WEIGHTS)
         raise CCRError(f"{folder / WEIGHTS}: cannot be read ({error}); fetch or save the model again.") from error
     return weights

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.libraries import reason
+from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.models.dual_encoder import MAX_TEMPERATURE, MIN_TEMPERATURE, DualEncoder, Encoded, normalised
 from ccr_lightning.models.fusion import FusionEncoder, MaskedLMHead, MatchingHead
 from ccr_lightning.models.mismatch import mismatch
@@ -168,6 +169,7 @@ class Retriever(DualEncoder):
         except CCRError:
             raise
         except Exception as error:  # settings of any kind and size, which any part of the model may refuse
+            refuse_out_of_memory(error, folder)
             raise CCRError(
                 f"{folder}: config.json has settings that no retriever has ({reason(error)}); save it again."
             ) from error

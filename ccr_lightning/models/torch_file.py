@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.memory import refuse_out_of_memory
 
 
 def _numpy_names() -> list[Any]:
@@ -63,6 +64,7 @@ def read_torch_file(path: str | Path) -> Any:
     except CCRError:
         raise
     except Exception as error:  # torch.load raises anything from EOFError to RuntimeError
+        refuse_out_of_memory(error, path)
         raise CCRError(
             f"{path}: the file cannot be read ({type(error).__name__}), it is truncated, damaged or not torch's: fetch "
             "it again."

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.memory import is_out_of_memory
 
 # Arguments of timm's factory: with one of them the settings of a model could read a pickled file.
 _OF_TIMM = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable"}
@@ -153,7 +154,9 @@ class ImageEncoder(nn.Module):
                 resampled = timm.create_model(
                     **self._made_as, pretrained=True, pretrained_cfg_overlay=overlay
                 ).state_dict()
-        except Exception:  # timm raises anything; the caller compares sizes
+        except Exception as error:  # timm raises anything; the caller compares sizes
+            if is_out_of_memory(error):
+                raise
             return dict(state)
         return {
             name: tensor if tensor.shape == own[name].shape else resampled[name.removeprefix(prefix)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, sha256_of
+from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.search.picture import Picture
 
 EMBEDS, LINES, PICTURES = SUFFIXES = (".safetensors", ".jsonl", ".pictures")
@@ -141,6 +142,7 @@ class Part:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in ("image_embeds", "text_embeds", "text_rows")}
         except Exception as error:
+            refuse_out_of_memory(error, path)
             raise CCRError(f"{path}: cannot be read ({error}); embed the pictures into a new index.") from error
 
     @cached_property

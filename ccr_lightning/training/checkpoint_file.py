@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ccr_lightning.errors import CCRError
+from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.models.mismatch import mismatch
 
 
@@ -37,6 +38,7 @@ def read_checkpoint(
             warnings.simplefilter("ignore")  # on pickles of other versions
             checkpoint: Any = torch.load(path, map_location, weights_only=weights_only)
     except Exception as error:  # torch.load raises anything from EOFError to RuntimeError
+        refuse_out_of_memory(error, path)
         raise CCRError(
             f"{path}: the checkpoint cannot be read ({type(error).__name__}), it is damaged, or holds more than "
             "tensors, numbers and texts, which is never executed: copy or train it again."

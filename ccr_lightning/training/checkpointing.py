@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from ccr_lightning.errors import CCRError
+from ccr_lightning.errors import CCRError, OutOfMemory
 from ccr_lightning.files import atomic_write, could_not_be_written, make_folder, remove_remains
 from ccr_lightning.memory import in_words
 from ccr_lightning.training.checkpoint_file import read_checkpoint
@@ -297,6 +297,8 @@ class RunFolder:
             if path.exists():
                 try:
                     steps[path] = read_checkpoint(path, "meta", verify=True)["global_step"]
+                except OutOfMemory:
+                    raise
                 except CCRError as error:
                     damaged[path] = error
             if self.last in steps:

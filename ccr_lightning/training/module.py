@@ -23,6 +23,7 @@ from ccr_lightning.functional.contrastive import draw_one_caption
 from ccr_lightning.functional.galleries import Direction, Embeddings, Share
 from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
+from ccr_lightning.memory import is_out_of_memory
 from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded
 from ccr_lightning.models.retriever import Retriever
@@ -39,7 +40,7 @@ from ccr_lightning.training.chunks import check_chunks, has_batch_norm, in_chunk
 from ccr_lightning.training.compiling import compile_parts
 from ccr_lightning.training.fusion_losses import batch_masked_lm_loss, batch_matching_loss, draw_sharpness
 from ccr_lightning.training.optim import adamw, freeze_unused, linear_warmup_decay, parameter_groups
-from ccr_lightning.training.out_of_memory import explain_step, is_out_of_memory
+from ccr_lightning.training.out_of_memory import explain_step
 from ccr_lightning.training.tuning import Tuned, tune
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
 
@@ -217,6 +218,21 @@ class RetrievalModule(LightningModule):
         """Whether this is a trial of a few batches, of which nothing can be scored."""
         return bool(getattr(self.trainer, "fast_dev_run", False))
 
+    def on_train_start(self) -> None:
+        """Has a step that runs out of memory explained."""
+        loop = self.trainer.fit_loop.epoch_loop.automatic_optimization
+        step = type(loop).run
+
+        def run(*args: Any) -> Any:
+            try:
+                return step(loop, *args)  # not optimizer_step, outside of which gradients are accumulated
+            except Exception as error:
+                if not is_out_of_memory(error) or self.device_mesh is not None:  # whose parts all have to ask for
+                    raise
+                raise self._explain_out_of_memory(error) from None
+
+        loop.run = run  # type: ignore[assignment,method-assign]
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the batch's draws a function of (seed, epoch, batch, rank), so that a resumed run repeats them."""
         self._batch = batch
@@ -224,12 +240,7 @@ class RetrievalModule(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then puts the temperature back into its range: each checkpoint holds one that is in it."""
-        try:
-            super().optimizer_step(*args, **kwargs)  # all of the step, from the encoders on
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or self.device_mesh is not None:  # whose parts all devices have to ask for
-                raise
-            raise self._explain_out_of_memory(error) from None
+        super().optimizer_step(*args, **kwargs)
         self.retriever.clamp_temperature_()
 
     def _explain_out_of_memory(self, error: BaseException) -> CCRError:

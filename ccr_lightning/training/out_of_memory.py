@@ -13,38 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccr_lightning.errors import CCRError
-from ccr_lightning.memory import available_memory, in_words
+from ccr_lightning.errors import OutOfMemory
+from ccr_lightning.memory import available_memory, in_words, is_out_of_memory
 from ccr_lightning.types import Batch
 
 _FEW, _MORE = 2, 4  # images of the two trials that an estimate is made of
 _TEMPORARY = 2.0  # a step's peak over what it keeps for the backward pass: 1.02, and room for holes in the heap
-_SAYS_SO = (
-    *("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate", "std::bad_alloc"),
-    *("CUDA out of memory", "MPS backend out of memory", "Unable to allocate", "Caught MemoryError"),
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, of torch, numpy, Python or a worker, means that there is no more memory.
-
-    Example:
-        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes do not match"))
-        (True, False)
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAYS_SO)
+_HARDLY = 8  # images; an estimate of less is within what the process itself needs now and then
 
 
 def explain_step(
     error: BaseException, module: nn.Module, batch: Batch, losses: Callable[[Batch], Any], may_be_cut: bool
-) -> CCRError:
+) -> OutOfMemory:
     """Return what to say of a training step that ran out of memory.
 
     A few images of the batch are tried again, without a backward pass: the bytes that two sizes keep for it give the
     cost of an image, and what an optimiser will keep is added. What is named is an estimate, made to be too low rather
-    than too high.
+    than too high; of a few images it says nothing.
 
     Args:
         error: Its frames are cleared, and with them the memory that they hold.
@@ -56,37 +41,42 @@ def explain_step(
     images = len(batch.images)
     advice = "lower --data.batch_size" + (", or set --model.chunk_size 16, say" if may_be_cut else "")
     again = "then go on with --resume auto --resume-changed"
+    smaller = "make images or model smaller, or lower --data.languages_per_step"
     fits, free = _what_fits(error, module, batch, losses)
     says = f"out of memory in a training step of {images} images ({in_words(free)} are free beside it)"
+    if images <= _FEW:
+        return OutOfMemory(f"{says}: {smaller}.")
     if fits is None:
-        return CCRError(f"{says}: {advice}; {again}.")
-    if fits < _FEW:
-        return CCRError(
-            f"{says}, and a batch of {_FEW} would not fit either, by estimate: make images or model smaller, or lower "
-            "--data.languages_per_step."
+        return OutOfMemory(f"{says}: {advice}; {again}.")
+    named = min(fits, images - 1)
+    if fits <= _HARDLY:
+        most = f", for a batch of {named} at most" if fits >= _FEW else ""
+        return OutOfMemory(
+            f"{says}: by estimate there is hardly room for training at all{most}: give it more memory or a far smaller "
+            f"--data.batch_size, {smaller}."
         )
-    return CCRError(f"{says}: a batch of {min(fits, images - 1)} should fit, by estimate; {advice}, {again}.")
+    return OutOfMemory(f"{says}: by estimate a batch of {named} fits; {advice}, {again}.")
 
 
-def explain_elsewhere(stage: str | None) -> CCRError:
-    """Return what to say where memory ran out beside a training step.
+def explain_elsewhere(stage: str) -> OutOfMemory:
+    """Return what to say where memory ran out while the trainer worked, but not in a training step.
 
     Args:
-        stage: Of the trainer: ``train``, ``validate``, ``test``, ``predict``, or None before it began.
+        stage: Of the trainer: ``train``, ``validate``, ``test`` or ``predict``.
     """
     _, free = available_memory()
     if stage == "train":
         advice = "lower --data.batch_size or --data.num_workers"
     else:
         advice = "lower --data.eval_batch_size, and --data.num_workers if it is above 0"
-    where = {"train": "in training", "validate": "in validation", "test": "in the test", "predict": "in prediction"}
-    return CCRError(f"out of memory {where.get(str(stage), 'at the start')} ({in_words(free)} are free now): {advice}.")
+    where = {"train": "training", "validate": "validation", "test": "the test", "predict": "prediction"}
+    return OutOfMemory(f"out of memory in {where[stage]} ({in_words(free)} are free now): {advice}.")
 
 
 def _what_fits(
     error: BaseException, module: nn.Module, batch: Batch, losses: Callable[[Batch], Any]
 ) -> tuple[int | None, float]:
-    """The number of images of a step that should fit, None if that cannot be told, and the bytes that are free."""
+    """The number of images that fit, by estimate, None if that cannot be told, and the bytes that are free."""
     traceback.clear_frames(error.__traceback__)
     for parameter in module.parameters():
         parameter.grad = None
@@ -95,7 +85,7 @@ def _what_fits(
     free = _free(device)
     images = len(batch.images)
     if images <= _MORE:
-        return (None if images > _FEW else 0), free
+        return None, free
     try:
         few, more = (_kept(_part(batch, count), module, losses) for count in (_FEW, _MORE))
     except Exception as again:

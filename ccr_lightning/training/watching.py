@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ccr_lightning import distributed
 from ccr_lightning.data.workers import explain_worker
 from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere
+from ccr_lightning.memory import is_out_of_memory
 from ccr_lightning.progress import tick, ticks
 from ccr_lightning.training.beats import NOBODY_TO_BLAME, Beat, Ranks, State
 
@@ -147,6 +148,8 @@ class WatchOverRanks(Callback):
         exception = explain_worker(exception) or exception
         is_plain = isinstance(exception, CCRError)
         self._words = str(exception) if is_plain else f"{type(exception).__name__}: {_line(exception)}"
+        if is_out_of_memory(exception):  # as where a process is alone
+            self._words, is_plain = f"out of memory ({self._words})", True
         if not is_plain or os.environ.get("CCR_TRACEBACK"):
             self._traceback = "".join(traceback.format_exception(exception))
         self._state = "lost" if distributed.lost_another_process(exception) else "failed"

@@ -22,6 +22,7 @@ from ccr_lightning.data.sources.reading import (
 )
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import load_json
+from ccr_lightning.memory import refuse_out_of_memory
 from ccr_lightning.types import ImageCaptions
 
 INDEX, FORMAT = "shards.json", 1
@@ -114,6 +115,7 @@ def read_index(folder: Path) -> ShardIndex:
     except CCRError:
         raise
     except Exception as error:  # of a file that may hold anything
+        refuse_out_of_memory(error, path)
         raise CCRError(f"{path}: is damaged ({error!r}); write the shards again with ccr data shards.") from error
     for shard in shards:
         try:
@@ -351,6 +353,7 @@ def _read_members(path: Path, endings: Container[str]) -> Iterator[_Member]:
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"there is no end at byte {tar.offset}")
     except Exception as error:  # tarfile raises what it likes
+        refuse_out_of_memory(error, path)
         raise CCRError(f"{path}: is no tar file, or damaged, or cut off ({error}); fetch it again.") from error
 
 

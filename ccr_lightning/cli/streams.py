@@ -24,7 +24,7 @@ def prepare_streams() -> None:
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     out = sys.stdout
-    if isinstance(out, io.TextIOWrapper) and isinstance(out.buffer, io.RawIOBase):
+    if out is sys.__stdout__ and isinstance(out, io.TextIOWrapper) and isinstance(out.buffer, io.RawIOBase):
         # Of PYTHONUNBUFFERED: what it cannot write is lost, and nobody could tell later whether that was so.
         kept: Any = io.BufferedWriter(out.buffer)
         out = sys.stdout = io.TextIOWrapper(kept, out.encoding, out.errors, line_buffering=True)

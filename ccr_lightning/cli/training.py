@@ -386,7 +386,7 @@ class TrainingCLI(LightningCLI):
         """Writes the configuration; a node that does not see it would not see the checkpoints either."""
         text = self._settings_as_written()
         if self.trainer.is_global_zero:
-            if lacks := self.folder.make_ready(self.model):
+            if not self._is_trial and (lacks := self.folder.make_ready(self.model)):
                 _say(lacks)
             self.model.retriever.save_settings(self.folder.model)
             write_config(self.folder.config, text, self._changes)

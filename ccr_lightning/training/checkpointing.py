@@ -198,6 +198,7 @@ class RunFolder:
         self.last = self.checkpoints / LAST
         self.config = path / "config.yaml"
         self.model = path / "model"
+        self._made: list[Path] = []
 
     def create(self) -> None:
         """Makes the folder unless it is there.
@@ -205,6 +206,7 @@ class RunFolder:
         Raises:
             CCRError: If it cannot be made.
         """
+        self._made += [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             make_folder(self.path)
         except OSError as error:
@@ -270,9 +272,10 @@ class RunFolder:
         )
 
     def remove_if_empty(self) -> None:
-        """Removes the folder if a start that failed has left nothing in it."""
-        with suppress(OSError):  # something is in it, or another process has removed it
-            self.path.rmdir()
+        """Removes the folder, and what was made for it, if a start that failed has left nothing in it."""
+        for folder in (self.path, *self._made):
+            with suppress(OSError):  # something is in it, or another process has removed it
+                folder.rmdir()
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to go on from, maybe once it is mended."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +33,9 @@ def angles(module: RetrievalModule, data: CaptionDataModule, batches: int, draws
     with _unchanged(module):
         for number, batch in enumerate(_batches(data, batches)):
             prepared = data.normalize(batch)
-            reference = _gradient(module, prepared, is_reference=True)
-            steps = [
-                _gradient(module, _drawn(prepared, data, number, draw), is_reference=False) for draw in range(draws)
-            ]
+            reference = _gradient(module, _loss_of_all(module, prepared))
+            drawn = [_drawn(prepared, data, number, draw) for draw in range(draws)]
+            steps = [_gradient(module, module.losses(of, data.tokenizer)["contrastive"]) for of in drawn]
             for name, of in found.items():
                 of["of a step"] += [_degrees(step[name], reference[name]) for step in steps]
                 mean = torch.stack([step[name] for step in steps]).mean(0)
@@ -67,15 +65,15 @@ def _drawn(batch: Batch, data: CaptionDataModule, number: int, draw: int) -> Bat
     )
 
 
-def _gradient(module: RetrievalModule, batch: Batch, *, is_reference: bool) -> dict[str, Tensor]:
-    """The gradient of the contrastive loss, flattened, of each part."""
+def _loss_of_all(module: RetrievalModule, batch: Batch) -> Tensor:
+    images = module.retriever.encode_image(batch.images).embeds
+    texts = module.retriever.encode_text(batch.input_ids, batch.attention_mask).embeds
+    return one_to_k_contrastive_loss(images, texts, module.retriever.logit_scale, caption_mask=batch.caption_mask)
+
+
+def _gradient(module: RetrievalModule, loss: Tensor) -> dict[str, Tensor]:
+    """The gradient of a loss, flattened, of each part."""
     module.zero_grad()
-    if is_reference:
-        images = module.retriever.encode_image(batch.images).embeds
-        texts = module.retriever.encode_text(batch.input_ids, batch.attention_mask).embeds
-        loss = one_to_k_contrastive_loss(images, texts, module.retriever.logit_scale, caption_mask=batch.caption_mask)
-    else:
-        loss = module.losses(batch, module.trainer.datamodule.tokenizer)["contrastive"]
     loss.backward()
     return {
         name: torch.cat(
@@ -96,12 +94,10 @@ def _degrees(one: Tensor, other: Tensor) -> float:
 
 @contextmanager
 def _unchanged(module: RetrievalModule) -> Iterator[None]:
-    """Leaves statistics of BatchNorm, gradients and random states as they were."""
+    """Leaves statistics of BatchNorm, gradients and torch's random state as they were."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    python = random.getstate()
     with torch.random.fork_rng():
         yield
-    random.setstate(python)
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
     module.zero_grad()

@@ -1,0 +1,39 @@
+"""Half an hour of training with faults at random, beside the same training without: run with ``-m soak``."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def check(document):
+    """What benchmarks.soak has noted: the same result, no traceback, at the end no more memory or files than before."""
+    hurt, clean = document["hurt"], document["clean"]
+    assert document["tracebacks"] == 0
+    assert len(document["faults"]) > 15
+    assert document["passed_over"] > 0
+    for name in ("mean_recall", "mrv"):
+        (low, high), (lowest, highest) = hurt[f"{name}_interval"], clean[f"{name}_interval"]
+        assert low < highest, name
+        assert lowest < high, name
+    last = document["processes"]  # in the last third nothing ends it
+    of_last = [row for row in document["watched"] if row[1] == last]
+    half = of_last[len(of_last) // 2 :]
+    before, after = half[: len(half) // 2], half[len(half) // 2 :]
+    for column, growth in ((2, 1.15), (3, 1.0)):
+        assert statistics.median(row[column] for row in after) <= growth * statistics.median(
+            row[column] for row in before
+        )
+
+
+@pytest.mark.soak
+def test_a_run_that_is_hurt_ends_as_one_that_is_not(tmp_path):
+    output = tmp_path / "soak.json"
+    command = [sys.executable, "-m", "benchmarks.soak", "--epochs", "60", "--folder", tmp_path / "soak"]
+    subprocess.run([*command, "--output", output], cwd=ROOT, check=True)
+    check(json.loads(output.read_text(encoding="utf-8")))

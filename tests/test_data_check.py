@@ -386,7 +386,7 @@ def test_only_the_first_places_are_shown(clean, capsys):
     report = output[output.index("FAULT") :].splitlines()
     assert report[0] == "FAULT: train: unreadable record, 1,234"
     assert [text.split(": ")[0] for text in report[1:6]] == [f"  {root}/train.jsonl:{n}" for n in range(7, 12)]
-    assert report[6:] == ["  ... and 1,229 more", "1 kind of faults, no kinds of remarks"]
+    assert report[6:] == ["  ... and 1,229 more (--places 1234)", "1 kind of faults, no kinds of remarks"]
 
 
 def test_a_store_is_checked_with_its_files(clean, capsys, tmp_path):

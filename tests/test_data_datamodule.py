@@ -574,7 +574,7 @@ def test_a_language_that_a_split_lacks(tiny_jsonl, data, tmp_path):
         path.rename(tmp_path / "all" / "pictures" / path.name)
     module = data(source=JsonLines(**arguments))
     module.prepare_data()
-    with pytest.raises(CCRError, match="the split 'val' of jsonl has no caption in de, ja"):
+    with pytest.raises(CCRError, match="the split 'val' of jsonl has no caption in 'de', 'ja': name the"):
         module.setup("fit")
 
 

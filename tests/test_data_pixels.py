@@ -82,7 +82,7 @@ def test_orientation(orientation):
 def test_a_picture_that_is_too_large(monkeypatch):
     for module in ("images", "pixels"):
         monkeypatch.setattr(f"ccr_lightning.data.{module}.MAX_PIXELS", 1000)
-    with pytest.raises(RecordFault, match=r"61 x 45 pixels, more than 1000"):
+    with pytest.raises(RecordFault, match=r"61 x 45 pixels, more than 1,000"):
         EncodedPicture(encode(photo(), "JPEG"), "x")
 
 

@@ -58,6 +58,8 @@ def objectives(found: Mapping[tuple[str, str, str], Sequence[Record]]) -> Figure
                     label=f"{NAMES[name]}, {BUDGET_NAMES[budget]}",
                 )  # fmt: skip
         axes.set_yscale("log")
+        for of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            of("{x:g}")
         _label(axes, f"{split} split", "R@1, %", "MRV")
     drawn.legend(
         *drawn.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
@@ -84,8 +86,9 @@ def mechanisms(rows: Mapping[str, Sequence[Record]]) -> Figure:
                     for time in range(len(steps))
                 ]
                 axes.plot(steps, means, style, color=_COLOURS[name], linewidth=1.2)
-            _label(axes, f"{part}: — a step, - - its mean", "step", "degrees from all languages")
-            axes.set_ylim(bottom=0)
+    for axes, part in zip(angles, ("image encoder", "text encoder"), strict=True):
+        _label(axes, f"{part}: — a step, - - its mean", "step", "degrees from all languages")
+        axes.set_ylim(bottom=0)
     highest = max(recall.get_xlim()[1], recall.get_ylim()[1])
     recall.plot([0, highest], [0, highest], color="0.8", linewidth=1, zorder=0)
     _label(recall, "R@1 in the course of training, %", "English", "mean of the other languages")

@@ -291,7 +291,8 @@ class WatchOverRanks(Callback):
             os._exit(1)
         give_up = threading.Timer(_TO_LEAVE, os._exit, [1])  # of a device that hangs, nothing can be put away
         give_up.daemon = True
-        give_up.start()
+        with suppress(RuntimeError):  # there is no memory for a thread
+            give_up.start()
         self._told.set()
 
 

@@ -13,15 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def check(document, *, is_flat):
-    """What benchmarks.soak has noted: the same result, no traceback, at the end no more memory or files than before.
+def check(document, *, has_jemalloc):
+    """What benchmarks.soak has noted: the same result, no traceback, at the end no more files and not much more memory.
 
-    Memory is flat with jemalloc only: captions of many lengths leave holes in the heap of Linux' C library.
+    Captions of many lengths leave holes in the heap of Linux' C library, and fewer in that of jemalloc.
     """
     hurt, clean = document["hurt"], document["clean"]
     assert document["tracebacks"] == 0
     assert len(document["faults"]) > 15
-    assert document["passed_over"] > 0
     for name in ("mean_recall", "mrv"):
         (low, high), (lowest, highest) = hurt[f"{name}_interval"], clean[f"{name}_interval"]
         assert low < highest, name
@@ -30,7 +29,7 @@ def check(document, *, is_flat):
     of_last = [row for row in document["watched"] if row[1] == last]
     half = of_last[len(of_last) // 2 :]
     before, after = half[: len(half) // 2], half[len(half) // 2 :]
-    for column, growth in ((2, 1.15 if is_flat else 2.0), (3, 1.0)):
+    for column, growth in ((2, 1.25 if has_jemalloc else 1.5), (3, 1.0)):
         assert statistics.median(row[column] for row in after) <= growth * statistics.median(
             row[column] for row in before
         )
@@ -43,4 +42,4 @@ def test_a_run_that_is_hurt_ends_as_one_that_is_not(tmp_path):
     jemalloc = find_library("jemalloc")
     environment = {**os.environ, "LD_PRELOAD": jemalloc} if jemalloc else None
     subprocess.run([*command, "--output", output], cwd=ROOT, env=environment, check=True)
-    check(json.loads(output.read_text(encoding="utf-8")), is_flat=jemalloc is not None)
+    check(json.loads(output.read_text(encoding="utf-8")), has_jemalloc=jemalloc is not None)

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what has no results yet, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, page; by default all")
-    parser.add_argument("--reduced", action="store_true", help="two seeds at equal images: less than 45 minutes")
+    parser.add_argument("--reduced", action="store_true", help="two seeds at equal images, and no page")
     parser.add_argument("--folder", type=Path, default=Path("runs/objectives"), help="of the trainings at work")
     parser.add_argument("--results", type=Path, default=None, help="folder of runs.jsonl and figures")
     parser.add_argument("--jobs", type=one_or_more, default=2, help="trainings at a time")

@@ -18,7 +18,7 @@ LEARNING_RATES = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
 BUDGETS = {  # epochs of each objective
     "images": dict.fromkeys(OBJECTIVES, EPOCHS),
     "tokens": {"one_to_k": EPOCHS, "one_to_one": EPOCHS * LANGUAGES_PER_STEP, "english_pivot": EPOCHS},
-    "time": {"one_to_k": EPOCHS, "one_to_one": 45, "english_pivot": 19},  # by CPU seconds, which the page reports
+    "time": {"one_to_k": EPOCHS, "one_to_one": 45, "english_pivot": 19},  # a first guess; the page has CPU seconds
 }
 
 PIVOT = "en"

@@ -121,12 +121,12 @@ class RetrievalEmbeddings(Metric):
 
         if image_embeds is not None:
             self.image_embeds.append(_storable(image_embeds))
-            self.image_ids.append(image_ids.long())
+            self.image_ids.append(_copied(image_ids))
         if captions is not None:
             self.text_embeds.append(_storable(captions[0]))
-            self.text_ids.append(captions[1].long())
-            self.text_languages.append(captions[2].long())
-            self.caption_indices.append(captions[3].long())
+            self.text_ids.append(_copied(captions[1]))
+            self.text_languages.append(_copied(captions[2]))
+            self.caption_indices.append(_copied(captions[3]))
 
     def compute(self) -> Any:
         """Gathers the items of all devices.
@@ -395,8 +395,13 @@ def _concatenated(state: list[Tensor] | Tensor) -> Tensor:
 
 
 def _storable(embeds: Tensor) -> Tensor:
-    """Detached, in float32 or float64: devices must agree on the dtype of what they exchange."""
-    return embeds.detach().to(torch.promote_types(embeds.dtype, torch.float32))
+    """A detached copy in float32 or float64: devices must agree on the dtype of what they exchange."""
+    return embeds.detach().to(torch.promote_types(embeds.dtype, torch.float32), copy=True)
+
+
+def _copied(integers: Tensor) -> Tensor:
+    # What a loader's worker has sent keeps a file open for as long as it lives, and a process may open about 1,000.
+    return integers.to(torch.int64, copy=True)
 
 
 def _check_embeds(name: str, embeds: Tensor, shape: tuple[int | str, ...]) -> None:

@@ -229,6 +229,18 @@ def test_repeats_are_dropped():
     assert plain(metric.compute()) == expected_plain(data)
 
 
+def test_memory_that_is_used_again():
+    metric, embeds, ids = RetrievalEmbeddings(), torch.eye(2), torch.tensor([0, 1])
+    metric.update(embeds, embeds[:, None], ids)
+    metric.update(None, embeds, ids, languages=torch.tensor([1, 1]))
+    embeds.zero_()
+    ids.zero_()
+    seen = metric.compute()
+    assert torch.equal(seen.image_embeds, torch.eye(2))
+    assert seen.text_ids.tolist() == [0, 1, 0, 1]
+    assert torch.equal(seen.text_embeds, torch.eye(2)[[0, 1, 0, 1]])
+
+
 def test_an_id_of_two_things():
     image_embeds, text_embeds, ids, _ = parallel(0)
     batch_local = torch.arange(10)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ CCR = [sys.executable, "-m", "ccr_lightning.cli.main"]
 
 @pytest.fixture
 def config(tmp_path, tiny_jsonl, tiny_config):
-    config = tiny_config(tiny_jsonl(train=80), tmp_path / "cache")
+    config = tiny_config(tiny_jsonl(train=80, test=40), tmp_path / "cache")
     config["trainer"] |= {"max_epochs": 30, "log_every_n_steps": 1}
     config["data"]["num_workers"] = 2
     path = tmp_path / "tiny.yaml"
@@ -65,6 +66,19 @@ def test_a_fault_that_a_worker_finds(config, tmp_path):
     assert re.match(r"error: .*shard-\d+\.tar: 0000000\d\d: the image .*", line)
 
 
+def test_batches_that_were_evaluated_keep_no_files_open(config, tmp_path):
+    def few_files():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+    few = ["--trainer.max_epochs", "1", "--data.eval_batch_size", "1", "--data.num_workers", "1"]
+    for arguments in (["fit", "--config", config, *few], ["predict", "--ckpt_path", "runs/tiny"]):
+        done = subprocess.run(
+            [*CCR, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+            preexec_fn=few_files,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+
+
 OTHER_PROCESSES = """
 import multiprocessing, signal, sys, time
 from pathlib import Path
@@ -103,6 +117,11 @@ def test_a_process_that_is_no_worker_ends_as_it_would(tmp_path):
             "DataLoader worker (pid 4) is killed by signal: Bus error. It is possible that dataloader's workers are "
             "out of shared memory. Please try to raise your shared memory limit.",
             r"died \(Bus error\), for want of shared memory: enlarge /dev/shm \(docker run --shm-size 8g\), or",
+        ),
+        (
+            "Too many open files. Communication with the workers is no longer possible. Please increase the limit "
+            "using `ulimit -n` in the shell or change the sharing strategy by calling ...",
+            r"too many files are open .*: raise the limit \(ulimit -n\), or lower data\.num_workers",
         ),
     ],
 )

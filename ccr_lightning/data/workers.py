@@ -69,7 +69,14 @@ def explain_worker(error: BaseException) -> CCRError | None:
     if isinstance(error, CCRError) and "Original Traceback (most recent call last):" in str(error):
         own = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")[2]
         return CCRError(own.removesuffix("\\n").strip())  # as printable() writes a line's end
-    if not isinstance(error, RuntimeError) or not (found := _ENDED.match(str(error))):
+    if not isinstance(error, RuntimeError):
+        return None
+    if str(error).startswith("Too many open files"):
+        return CCRError(
+            "too many files are open to receive batches of other processes: raise the limit (ulimit -n), or lower "
+            "data.num_workers."
+        )
+    if not (found := _ENDED.match(str(error))):
         return None
     how = found["signal"] or "without a word"
     if how == "Bus error":

@@ -346,13 +346,11 @@ class RetrievalModule(LightningModule):
         """Returns the embeddings of the batch's images or captions, (B, D), and the numbers that say whose they are."""
         embeds = self._encode(batch).embeds
         if isinstance(batch, ImageBatch):
-            return {"embeds": embeds, "ids": batch.image_ids}
-        return {
-            "embeds": embeds,
-            "image_ids": batch.image_ids,
-            "languages": batch.languages,
-            "caption_index": batch.caption_index,
-        }
+            numbers = {"ids": batch.image_ids}
+        else:
+            numbers = {name: getattr(batch, name) for name in ("image_ids", "languages", "caption_index")}
+        # Copies: what a loader's worker has sent keeps a file open for as long as it lives.
+        return {"embeds": embeds, **{name: values.clone() for name, values in numbers.items()}}
 
     def on_validation_epoch_start(self) -> None:
         """Starts without embeddings and results."""
@@ -367,6 +365,7 @@ class RetrievalModule(LightningModule):
         if not self._is_trial:
             protocol = replace(self.protocol, folds=1, text_to_text=False)
             self.evaluation = self._score("val", self.embeddings.compute(), protocol)
+        self.embeddings.reset()
         distributed.release_parameters(self)
 
     def on_test_epoch_end(self) -> None:
@@ -376,6 +375,7 @@ class RetrievalModule(LightningModule):
             self.evaluation = self._score("test", embeddings, self.protocol)
             if self.protocol.rerank_depth:
                 self.reranked = self._score_reranked(embeddings)
+        self.embeddings.reset()
         distributed.release_parameters(self)
 
     def _encode(self, batch: ImageBatch | CaptionBatch) -> Encoded:

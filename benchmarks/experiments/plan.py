@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 
 from benchmarks.experiments.trial import OBJECTIVES, SPLITS, Trial
 
-EPOCHS = 20  # of the built-in pictures, of which each is seen once an epoch
+EPOCHS = 10  # of the built-in pictures, of which each is seen once an epoch
 LANGUAGES_PER_STEP = 4
 SEEDS = (0, 1, 2, 3, 4)
 ABLATION_SEEDS = SEEDS[:3]
 TUNING_SEED = 1000  # of trainings that choose settings, and are in no table
+LENGTHS = (5, EPOCHS, 20, 40)
 LEARNING_RATES = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
 
 BUDGETS = {  # epochs of each objective
     "images": dict.fromkeys(OBJECTIVES, EPOCHS),
     "tokens": {"one_to_k": EPOCHS, "one_to_one": EPOCHS * LANGUAGES_PER_STEP, "english_pivot": EPOCHS},
-    "time": {"one_to_k": EPOCHS, "one_to_one": 45, "english_pivot": 19},  # a first guess; the page has CPU seconds
+    "time": {"one_to_k": EPOCHS, "one_to_one": 23, "english_pivot": 10},  # a first guess; the page has CPU seconds
 }
 
 PIVOT = "en"
@@ -101,6 +102,14 @@ def ablations() -> dict[str, list[Row]]:
     per_step, unseen = "data.languages_per_step", [language for language in LANGUAGES if language not in UNSEEN]
     missing = {share: {"kept": dict.fromkeys(LANGUAGES, 1 - share)} for share in (0.25, 0.5)}
     return {
+        "length of training": [
+            Row(
+                f"{objective}, {count} epochs",
+                [Trial(objective, "composition", seed, epochs(count)) for seed in ABLATION_SEEDS],
+            )
+            for count in LENGTHS
+            for objective in OBJECTIVES
+        ],
         "languages per step": _rows({f"K = {k}": {per_step: k} if k != 4 else {} for k in (1, 2, 4, 8, 14)}),
         "losses": _rows(
             {

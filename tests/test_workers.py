@@ -123,6 +123,10 @@ def test_a_process_that_is_no_worker_ends_as_it_would(tmp_path):
             "using `ulimit -n` in the shell or change the sharing strategy by calling ...",
             r"too many files are open .*: raise the limit \(ulimit -n\), or lower data\.num_workers",
         ),
+        (
+            "unable to open shared memory object </torch_4_7_0> in read-write mode: Too many open files (24)",
+            "too many files are open",
+        ),
     ],
 )
 def test_what_torch_says_of_workers(torch_says, we_say):

@@ -71,7 +71,7 @@ def explain_worker(error: BaseException) -> CCRError | None:
         return CCRError(own.removesuffix("\\n").strip())  # as printable() writes a line's end
     if not isinstance(error, RuntimeError):
         return None
-    if str(error).startswith("Too many open files"):
+    if "Too many open files" in str(error):
         return CCRError(
             "too many files are open to receive batches of other processes: raise the limit (ulimit -n), or lower "
             "data.num_workers."

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from benchmarks.experiments.trial import Trial, scores
@@ -106,7 +107,7 @@ def _run(trial: Trial, more: Sequence[Path], folder: Path) -> dict[str, Any]:
         "scores": scores(document),
         "versions": document["versions"],
         "commit": commit(),
-        "processor": machine()["processor"],
+        "processor": processor(settings["trainer"]["accelerator"]),
     }
     for name in MEASURED:
         file = run_folder / f"{name}.json"
@@ -126,6 +127,11 @@ def _ccr(log: Path, *arguments: str) -> None:
         done = subprocess.run(command, stdout=said, stderr=said, env=environment, check=False)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, str(log))
+
+
+def processor(accelerator: str) -> str:
+    """The name of what a training runs on: of this machine's CPU, or of its GPU."""
+    return str(machine()["processor"]) if accelerator == "cpu" else torch.cuda.get_device_name()
 
 
 @lru_cache(maxsize=1)

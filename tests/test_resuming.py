@@ -116,6 +116,31 @@ def test_other_settings_are_refused_and_named(at_home, ccr, settings, named):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["--model.retriever.init_args.embed_dim", 8], "model.retriever.init_args.embed_dim was 16 and is 8"),
+        (
+            [
+                "--model.retriever.init_args.text_encoder.init_args.heads",
+                4,
+            ],  # for which the weights have the same shapes
+            "model.retriever.init_args.text_encoder.init_args.heads was 2 and is 4",
+        ),
+        (
+            ["--model.retriever.init_args.image_encoder.init_args.name", "test_vit"],
+            "model.retriever.init_args.image_encoder.init_args.name was test_convnext and is test_vit",
+        ),
+    ],
+)
+@pytest.mark.parametrize("accepts", [[], ["--resume-changed"]], ids=["", "changed"])
+def test_another_architecture_is_refused_in_any_case(at_home, ccr, settings, named, accepts):
+    status, _, errors = ccr("fit", "--config", "tiny.yaml", "--resume", "auto", *settings, *accepts)
+    assert status == 1
+    says = "the checkpoint has its own; keep them as they were, or start a new run."
+    assert errors == f"error: {named}: {says}\n"
+
+
 @pytest.mark.parametrize("change", ["a line less", "another picture", "another caption", "one as long", "two swapped"])
 def test_other_data_are_refused_and_named(at_home, ccr, change):
     file, size = at_home / "data" / "train.jsonl", 40

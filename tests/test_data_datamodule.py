@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,16 @@ def test_workers_load_the_same_batches(ready):
     by_workers = list(ready(num_workers=2).train_dataloader())
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, by_workers, strict=True))
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(alone, by_workers, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_no_batch_of_an_evaluation_is_kept(ready, num_workers):
+    """Each that a worker has sent is some open files, and Lightning keeps the iterator of the last validation."""
+    for loader in ready(num_workers=num_workers).val_dataloader():
+        batches = iter(loader)
+        kept = [weakref.ref(next(batches).image_ids) for _ in range(len(loader))]
+        assert [ids() for ids in kept] == [None] * len(loader)
+        assert next(batches, None) is None
 
 
 def test_workers_of_an_evaluation_end_with_its_last_batch(ready):

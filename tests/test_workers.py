@@ -1,5 +1,6 @@
 """``ccr fit`` whose workers die, or find a fault: one sentence, as without workers."""
 
+import gc
 import json
 import os
 import re
@@ -11,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
 
-from ccr_lightning.data.workers import explain_worker
+from ccr_lightning.data.workers import explain_worker, leave_signals_to_the_parent
 
 CCR = [sys.executable, "-m", "ccr_lightning.cli.main"]
 
@@ -77,6 +79,18 @@ def test_batches_that_were_evaluated_keep_no_files_open(config, tmp_path):
             preexec_fn=few_files,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, ""), arguments
+
+
+class FrozenObjects(IterableDataset):
+    def __iter__(self):
+        yield gc.get_freeze_count()
+
+
+def test_workers_leave_what_is_the_parents_alone():
+    """A collection of its objects would write to all their pages, which processes share until one of them writes."""
+    (count,) = DataLoader(FrozenObjects(), None, num_workers=1, worker_init_fn=leave_signals_to_the_parent)
+    assert count > len(gc.get_objects()) / 2
+    assert gc.get_freeze_count() == 0
 
 
 OTHER_PROCESSES = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -513,13 +514,14 @@ class _EndingLoader(DataLoader[Any]):
     """A loader whose workers end with the last batch: Lightning never asks for more, and keeps what it has asked."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = end_with_this_process(super().__iter__())
-        held = next(batches, None)
-        for batch in batches:
-            yield held
-            held = batch
-        if held is not None:
-            yield held
+        held: deque[Any] = deque()
+        for batch in end_with_this_process(super().__iter__()):
+            held.append(batch)
+            del batch  # neither it nor the last one may stay here for as long as Lightning keeps this
+            if len(held) > 1:
+                yield held.popleft()
+        while held:
+            yield held.popleft()
 
 
 class _ResumableLoader(DataLoader[Any]):

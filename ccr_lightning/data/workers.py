@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import re
 import signal
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def leave_signals_to_the_parent(worker: int) -> None:
     """
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
+    gc.freeze()  # a collection of what is the parent's would write to, and so copy, all of its pages
 
 
 def end_with_this_process(batches: Iterator[Any]) -> Iterator[Any]:

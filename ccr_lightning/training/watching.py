@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ccr_lightning import distributed
 from ccr_lightning.data.workers import explain_worker
 from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere
-from ccr_lightning.memory import is_out_of_memory
+from ccr_lightning.memory import FOR_A_THREAD, is_out_of_memory, lacks_thread
 from ccr_lightning.progress import tick, ticks
 from ccr_lightning.training.beats import NOBODY_TO_BLAME, Beat, Ranks, State
 
@@ -149,7 +149,9 @@ class WatchOverRanks(Callback):
         is_plain = isinstance(exception, CCRError)
         self._words = str(exception) if is_plain else f"{type(exception).__name__}: {_line(exception)}"
         if is_out_of_memory(exception):  # as where a process is alone
-            self._words, is_plain = f"out of memory ({self._words})", True
+            of_thread = f"no further thread can be started: {FOR_A_THREAD}"
+            lacks = of_thread if lacks_thread(exception) else "out of memory"
+            self._words, is_plain = f"{lacks} ({self._words})", True
         if not is_plain or os.environ.get("CCR_TRACEBACK"):
             self._traceback = "".join(traceback.format_exception(exception))
         self._state = "lost" if distributed.lost_another_process(exception) else "failed"

@@ -177,13 +177,9 @@ class WatchOverRanks(Callback):
 
     def _talk(self) -> None:
         rank, size = self._trainer.global_rank, self._trainer.world_size
-        try:
-            while (store := distributed.store("ranks")) is None:
-                if self._stopping.wait(0.1):
-                    return
-        except RuntimeError:
-            self._has_lost_store = True
-            return
+        while (store := _reach_store()) is None:
+            if self._stopping.wait(0.1):
+                return
         self._has_met = True
         number, host = 0, socket.gethostname()
         listened = range(size) if rank == 0 else [0]
@@ -296,6 +292,12 @@ class WatchOverRanks(Callback):
         with suppress(RuntimeError):  # there is no memory for a thread
             give_up.start()
         self._told.set()
+
+
+def _reach_store() -> Any | None:
+    with suppress(RuntimeError, ValueError):  # it cannot be reached for now, or the group has just gone
+        return distributed.store("ranks")
+    return None
 
 
 def _read(store: Any, key: str) -> bytes | None:

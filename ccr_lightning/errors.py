@@ -28,7 +28,7 @@ class Interrupted(CCRError):
 
 
 class OutOfMemory(CCRError):
-    """There was not enough memory."""
+    """There was not enough memory, or no further thread could be started."""
 
 
 class Stopped(SystemExit):

@@ -19,6 +19,7 @@ _REMEDIES: dict[int | None, str] = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
     **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), "move what is in its way"),
     None: "free some space",  # what is not the system's own error is mostly torch's on a full disk
+    errno.ENOMEM: "give it more memory",
     errno.ENOENT: "leave its folder where it is and start again",
 }
 _TEMPORARY = re.compile(r"\..+\.\d+")  # the names that atomic_write gives, see there

@@ -6,23 +6,26 @@ import errno
 import os
 import re
 import resource
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ccr_lightning.errors import OutOfMemory
+from ccr_lightning.errors import CCRError, OutOfMemory
 
 _CGROUP = Path("/sys/fs/cgroup")
 _SAYS_SO = re.compile(
     r"DefaultCPUAllocator: can't allocate memory|not enough memory: you tried to allocate|std::bad_alloc|"
     r"(CUDA|HIP|XPU|MPS backend) (error: )?out of memory|STATUS_ALLOC_FAILED|Unable to allocate|Caught MemoryError|"
     r"Cannot allocate memory|failed to map segment from shared object|"
-    r"can't start new thread|\AResource temporarily unavailable\Z|"  # Python's and C++'s: a thread needs a stack
     r"could not create a primitive(?! descriptor)"  # oneDNN's; of a descriptor it says so of what it cannot do
 )
+# Python's and C++'s: a thread needs a stack, and a place among the processes that the user or the container may have
+_SAYS_SO_OF_A_THREAD = re.compile(r"can't start new thread|\AResource temporarily unavailable\Z")
+FOR_A_THREAD = "raise `ulimit -u` or the container's limit of processes, or give it more memory"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that there is no more memory, or comes from one that does.
+    """Return whether an error means that there is no more memory, or no further thread, or comes from one that does.
 
     It may be one of Python, torch, numpy, the system or a process that loads batches. ``OutOfMemory`` does not count:
     it has been explained.
@@ -31,15 +34,53 @@ def is_out_of_memory(error: BaseException) -> bool:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes do not match"))
         (True, False)
     """
-    if isinstance(error, OutOfMemory):
-        return False
+    return any(_is_of_memory(of) for of in _with_origins(error)) or lacks_thread(error)
+
+
+def lacks_thread(error: BaseException) -> bool:
+    """Return whether an error means that no further thread can be started, for want of memory or by a limit.
+
+    Example:
+        >>> lacks_thread(RuntimeError("can't start new thread")), lacks_thread(MemoryError())
+        (True, False)
+    """
+    return any(
+        isinstance(of, RuntimeError) and _SAYS_SO_OF_A_THREAD.search(str(of)) is not None for of in _with_origins(error)
+    )
+
+
+def _is_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     says = isinstance(error, RuntimeError | OSError | ImportError) or type(error).__name__ == "SafetensorError"
-    if says and _SAYS_SO.search(str(error)):
-        return True
-    origin = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return origin is not None and is_out_of_memory(origin)
+    return says and _SAYS_SO.search(str(error)) is not None
+
+
+def _with_origins(error: BaseException) -> Iterator[BaseException]:
+    origin: BaseException | None = error
+    while origin is not None and not isinstance(origin, OutOfMemory):
+        yield origin
+        origin = origin.__cause__ or (None if origin.__suppress_context__ else origin.__context__)
+
+
+def explain_memory(error: BaseException, where: str, advice: str) -> str:
+    """Return what to say of an error that means that there is no more memory, or no further thread.
+
+    Args:
+        error: What it says is kept if it was made for the user to read: it may name the file that was written.
+        where: In words that follow "out of memory".
+        advice: What to do for memory.
+
+    Example:
+        >>> explain_memory(MemoryError(), "in training", "lower the batch size").split(" (")[0]
+        'out of memory in training'
+    """
+    free = in_words(available_memory()[1])
+    if lacks_thread(error):
+        says = f"no further thread can be started {where} ({free} of memory are free now): {FOR_A_THREAD}"
+    else:
+        says = f"out of memory {where} ({free} are free now): {advice}"
+    return f"{says}; what failed: {error}" if isinstance(error, CCRError) else f"{says}."
 
 
 def refuse_out_of_memory(error: BaseException, path: Path) -> None:
@@ -50,10 +91,7 @@ def refuse_out_of_memory(error: BaseException, path: Path) -> None:
         path: The file, or its folder.
     """
     if is_out_of_memory(error):
-        free = in_words(available_memory()[1])
-        raise OutOfMemory(
-            f"{path}: there is not enough memory to read it ({free} are free now); give it more."
-        ) from error
+        raise OutOfMemory(explain_memory(error, f"in reading {path}", "give it more")) from error
 
 
 def available_memory() -> tuple[float, float]:

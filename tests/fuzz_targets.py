@@ -30,6 +30,7 @@ from ccr_lightning.models.torch_file import read_torch_file
 from ccr_lightning.report.reading import read_curves, read_scored
 from ccr_lightning.search.index import Index
 from ccr_lightning.training.checkpoint_file import read_checkpoint
+from ccr_lightning.training.metrics_file import MetricsFile
 from ccr_lightning.types import ImageCaptions
 
 LANGUAGES = {
@@ -128,6 +129,20 @@ def _of_a_run(home: Path, trained: Path) -> dict[str, Target]:
         comparison(rows_of(results), "table")
         read_scored(results)
 
+    def read_metrics() -> None:
+        """For the report, and for a run that goes on."""
+        goes_on = home / "goes on" / "metrics.csv"
+        goes_on.parent.mkdir(exist_ok=True)
+        goes_on.write_bytes((run / "metrics.csv").read_bytes())
+        refused = None
+        try:
+            read_curves(run)
+        except CCRError as error:
+            refused = error
+        MetricsFile(goes_on, first_step=1).log_metrics({"train/loss": 1.0}, step=1)
+        if refused:
+            raise refused
+
     return {
         "config": Target([run / "config.yaml"], lambda: load_config(str(run / "config.yaml"))),
         "checkpoint, without weights": Target([last], lambda: read_checkpoint(last, "meta")),
@@ -135,7 +150,7 @@ def _of_a_run(home: Path, trained: Path) -> dict[str, Target]:
         "file of torch": Target([last], lambda: read_torch_file(last)),
         "results": Target([run / "results.json"], show_results),
         "ranks": Target([run / "ranks.csv"], lambda: read_query_ranks(run / "ranks.csv")),
-        "metrics": Target([run / "metrics.csv"], lambda: read_curves(run)),
+        "metrics": Target([run / "metrics.csv"], read_metrics),
         "manifest of a store": Target([store / "manifest.json"], read_store),
         "list of left out": Target([left_out], lambda: read_left_out(store)),
         "tokeniser": Target([tokenizer], lambda: _read_tokenizer(tokenizer)),

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -20,7 +22,7 @@ from ccr_lightning.data.build import build_store
 from ccr_lightning.data.check import StoreSource
 from ccr_lightning.data.faults import RecordFault, stop
 from ccr_lightning.data.sources.jsonl import JsonLines
-from ccr_lightning.data.store import open_store, store_folder, verify_store
+from ccr_lightning.data.store import Store, open_store, store_folder, verify_store
 from ccr_lightning.errors import CCRError
 from ccr_lightning.types import ImageCaptions, MachineTranslation
 
@@ -527,3 +529,22 @@ def test_the_library_of_data_sets_opens_the_files(built):
     data = datasets.Dataset.from_file(str(built[1] / "data-00000.arrow"))
     assert data[3]["captions"] == [{"language": "en", "texts": ["a yellow circle number 3"]}, *data[3]["captions"][1:]]
     assert data.features["image"].dtype == "binary"
+
+
+def test_the_digest_of_many_records_takes_little_memory():
+    names = ("image_id", "image", "captions", "translations", "text_length", "sha256", "where")
+    chunks, expected = [], hashlib.sha256()
+    for number in range(1000):
+        digests = [hashlib.sha256(b"%d" % (100 * number + row)).hexdigest() for row in range(100)]
+        chunks.append(pa.array(digests))
+        for digest in digests:
+            expected.update(digest.encode())
+    store = Store(Path(), {}, pa.table(dict.fromkeys(names, pa.chunked_array(chunks))), [])
+    tracemalloc.start()
+    try:
+        found = store.records_sha256()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == expected.hexdigest()
+    assert peak < 500_000  # of 6.4 MB of digests

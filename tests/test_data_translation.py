@@ -1,6 +1,8 @@
 import io
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
@@ -458,6 +460,25 @@ def test_images_that_a_source_holds_are_written(m2m, tmp_path):
     read = JsonLines({"train": str(tmp_path / "out" / "train.jsonl")}, translation.image_root)
     assert [record.image.read_bytes() for record in read.records("train")] == held
     assert len(list((tmp_path / "out" / "images").iterdir())) == 3
+
+
+@pytest.mark.parametrize(("most", "what"), [(100, "the state of the translation"), (5000, "an image")])
+def test_a_full_disk(m2m, tmp_path, most, what):
+    noise = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(64 * 64 * 3)).save(noise, "PNG")
+    held, translator, out = [_png("red"), noise.getvalue()], Translator(m2m), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))  # writing fails as it does on a full disk
+    try:
+        with pytest.raises(
+            CCRError,
+            match=rf"{what} could not .+ large\); free some space, or choose another folder; then start again\.$",
+        ):
+            translate_source(Pictures(train=held), "train", translator, "en", ["de"], out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    translate_source(Pictures(train=held), "train", translator, "en", ["de"], out)
+    assert [line["image"] for line in _read(out / "train.jsonl")] == ["images/train-0.png", "images/train-1.png"]
 
 
 def test_an_image_without_captions_keeps_its_line(m2m, tmp_path):

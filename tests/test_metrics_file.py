@@ -91,12 +91,23 @@ def test_a_full_disk(path, monkeypatch):
         metrics.log_metrics({"train/loss": 1.0}, 4)
 
 
-@pytest.mark.parametrize("content", [b"step;loss\n1;2\n", b"epoch,step\n1,two\n", b"step\n\xff\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"step;loss\n1;2\n",
+        b"epoch,step\n1,two\n",
+        b"step\n\xff\n",
+        b"step,loss\n0,1,2\n",
+        b"step,loss\n0," + b"1" * 200_000 + b"\n",
+    ],
+    ids=["other names", "no step", "no text", "too many values", "a field that is too long"],
+)
 def test_a_file_of_something_else(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(
-        CCRError, match=r"metrics\.csv: this is not the metrics\.csv of a run \(\w+\); move it away: the run goes on"
+        CCRError,
+        match=r"metrics\.csv: this is not the metrics\.csv of a run \(\w+: .{1,200}\); move it away: the run goes",
     ):
         MetricsFile(path, 3).log_metrics({"train/loss": 1.0}, 3)
     assert path.read_bytes() == content

@@ -27,11 +27,12 @@ from ccr_lightning.training.watching import WatchOverRanks
 # Each command in a process of its own that has the imports already, which take longer than all else. What libraries say
 # at the end of an interpreter that has no memory is beyond the command, hence os._exit.
 COMMANDS = """
-import json, os, resource, sys
+import json, os, resource, sys, threading
 from pathlib import Path
 import torch
 from ccr_lightning.cli import training
 from ccr_lightning.cli.main import main
+from ccr_lightning.files import atomic_write
 from ccr_lightning.training.module import RetrievalModule
 
 def used(name="VmSize"):
@@ -54,6 +55,21 @@ def fail(method, allocate):
 
 def no_gpu_memory():
     raise torch.OutOfMemoryError("CUDA out of memory.")
+
+def no_thread():
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, most))
+    if os.getuid() == 0:  # for whom there is no such limit
+        os.setresuid(65534, 65534, 0)
+    try:
+        threading.Thread(target=print).start()
+    finally:
+        if os.getresuid()[2] == 0:
+            os.setresuid(0, 0, 0)
+
+def unwritten():
+    with atomic_write(Path("there/results.json"), "the results", "look elsewhere"):
+        raise OSError(12, os.strerror(12))
 
 def a_mistake():
     raise RuntimeError("a mistake")
@@ -140,7 +156,7 @@ def test_at_any_limit_it_ends_well_or_with_a_sentence(fit, folder):
             continue  # a library has ended the process
         assert (status, len(lines)) in ((0, 0), (1, 1)), lines
         says += lines
-        assert all(line.startswith("error: out of memory in ") for line in lines)
+        assert all(re.match("error: (out of memory|no further thread can be started) in ", line) for line in lines)
     assert status == 0  # with more than what the free one took
     assert len(says) >= 2
     assert any("training" in line for line in says)
@@ -174,6 +190,38 @@ def test_errors_of_other_devices_and_stages(fit, method, allocate, says):
     line = one_line(fit(f"fail({method!r}, {allocate})", "--trainer.limit_train_batches", 1))
     assert line.startswith(says)
     assert ("--data.batch_size" if method == "training_step" else "--data.eval_batch_size") in line
+
+
+NO_THREAD = (
+    r"error: no further thread can be started in {} \([\d.]+ [GM]B of memory are free now\): raise `ulimit -u` or the "
+    r"container's limit of processes, or give it more memory\."
+)
+
+
+@pytest.mark.parametrize(("method", "where"), [("training_step", "training"), ("validation_step", "validation")])
+def test_threads_that_the_user_may_not_have(fit, method, where):
+    line = one_line(fit(f"fail({method!r}, no_thread)", "--trainer.limit_train_batches", 1))
+    assert re.fullmatch(NO_THREAD.format(where), line)
+
+
+def test_threads_that_the_user_may_not_have_at_the_start(fit):
+    assert re.fullmatch(NO_THREAD.format("ccr fit"), one_line(fit("training._prepare_data = lambda *_: no_thread()")))
+
+
+@pytest.mark.parametrize(
+    ("before", "where"),
+    [
+        ("training._prepare_data = lambda *_: unwritten()", r"ccr fit .+: give it more, .+ or fewer workers"),
+        ("fail('test_step', unwritten)", r"the test .+: lower --data\.eval_batch_size, .+"),
+    ],
+)
+def test_what_an_error_says_for_the_user_is_kept(fit, before, where):
+    line = one_line(fit(before, "--trainer.limit_train_batches", 1))
+    assert re.fullmatch(
+        rf"error: out of memory in {where}; what failed: there/results\.json: the results could not be written "
+        r"\(\[Errno 12\] Cannot allocate memory\); give it more memory, or look elsewhere\.",
+        line,
+    )
 
 
 def test_other_errors_are_left_alone(fit):
@@ -217,10 +265,10 @@ def test_what_is_out_of_memory():
         OSError(errno.ENOSPC, "No space left on device"),
         BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
         RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
-        explain_elsewhere("train"),
+        explain_elsewhere("train", MemoryError()),
     ):
         assert not is_out_of_memory(error), error
-    assert "lower --data.batch_size or --data.num_workers" in str(explain_elsewhere("train"))
+    assert "lower --data.batch_size or --data.num_workers" in str(explain_elsewhere("train", MemoryError()))
 
 
 def no_memory(*_, **__):
@@ -230,7 +278,7 @@ def no_memory(*_, **__):
 def test_a_store_that_there_is_no_memory_for_is_not_called_damaged(tmp_path, tiny_jsonl, monkeypatch):
     build.build_store(JsonLines(**tiny_jsonl()), "train", tmp_path / "store")
     monkeypatch.setattr(store.mmap, "mmap", no_memory)
-    with pytest.raises(OutOfMemory, match="not enough memory to read it") as caught:
+    with pytest.raises(OutOfMemory, match=r"out of memory in reading .+store \(.+\): give it more\.$") as caught:
         store.open_store(tmp_path / "store")
     assert "delete" not in str(caught.value)
     monkeypatch.setattr(store, "load_json", no_memory)
@@ -273,6 +321,34 @@ def test_of_a_batch_of_two_images_nothing_is_estimated(number):
         r"lower --data\.languages_per_step\.",
         said,
     )
+
+
+@pytest.mark.parametrize(("may_be_cut", "otherwise"), [(True, ", or set --model.chunk_size 16, say"), (False, "")])
+def test_an_estimate_that_the_step_has_contradicted_is_not_stated(may_be_cut, otherwise):
+    class OfTwelve:
+        images = [None] * 12
+        caption_mask = torch.ones(12, 1)
+
+        def _asdict(self):
+            return {"images": self.images}
+
+        def _replace(self, **_):
+            return self
+
+    said = str(explain_step(MemoryError(), torch.nn.Linear(1, 1), OfTwelve(), lambda _: None, may_be_cut))
+    assert re.fullmatch(
+        r"out of memory in a training step of 12 images \(.* free beside it\): what fits could not be estimated; try "
+        rf"--data\.batch_size 6{re.escape(otherwise)}, then go on with --resume auto --resume-changed\.",
+        said,
+    )
+
+
+def test_one_process_of_several_without_a_thread_says_so(monkeypatch):
+    monkeypatch.delenv("CCR_TRACEBACK", raising=False)
+    watch = WatchOverRanks()
+    watch.on_exception(None, None, RuntimeError("can't start new thread"))
+    assert re.fullmatch(r"no further thread .+: raise `ulimit -u` or .+ \(RuntimeError: can't .+\)", watch._words)
+    assert not watch._traceback
 
 
 def test_one_process_of_several_says_so_without_a_traceback(monkeypatch):

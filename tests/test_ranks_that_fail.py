@@ -10,9 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from ccr_lightning import distributed
+from ccr_lightning.training.watching import WatchOverRanks
 
 pytestmark = pytest.mark.ddp
 
@@ -224,6 +228,36 @@ def test_uneven_data(exact_config, tmp_path, write_tiny_jsonl):
     found, whole = (json.loads((of / "results.json").read_text()) for of in (three, one))
     assert found["languages"] == whole["languages"]
     assert all(of["queries"] == 2 for scores in found["languages"].values() for of in scores.values())
+
+
+@pytest.mark.parametrize("error", [torch.distributed.DistNetworkError("no route"), ValueError("no group")])
+def test_a_store_that_cannot_be_reached_at_once(monkeypatch, error):
+    """It is tried again: of a process that is never heard nothing could be judged."""
+    held, tries = torch.distributed.HashStore(), []
+
+    def store(name):
+        tries.append(name)
+        if len(tries) < 3:
+            raise error
+        return torch.distributed.PrefixStore(name, held)
+
+    monkeypatch.setattr(distributed, "store", store)
+    watch = WatchOverRanks()
+    watch._trainer = SimpleNamespace(global_rank=0, world_size=2)
+    thread = threading.Thread(target=watch._talk, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while 0 not in watch._beats:
+            assert time.monotonic() < deadline, "no beat"
+            time.sleep(0.05)
+        assert watch._has_met
+        assert not watch._has_lost_store
+        assert json.loads(held.get("ranks/0"))["pid"] == os.getpid()
+    finally:
+        watch._stopping.set()
+        thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_timeout_that_is_no_number(folder):

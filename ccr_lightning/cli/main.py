@@ -14,7 +14,7 @@ from ccr_lightning.cli.processes import is_first_process
 from ccr_lightning.cli.streams import output_error, prepare_streams, show_own_warnings
 from ccr_lightning.cli.terminating import terminated_in_order
 from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere, Stopped
-from ccr_lightning.memory import available_memory, in_words, is_out_of_memory
+from ccr_lightning.memory import explain_memory, is_out_of_memory
 
 HELP = """\
 ccr: cross-lingual cross-modal retrieval with 1-to-K contrastive learning.
@@ -171,17 +171,15 @@ def _main(args: list[str]) -> int:
         is_short = is_out_of_memory(error)  # of memory, wherever a command, or an import, has found that out
         if not isinstance(error, CCRError) and not is_short:
             raise
-        print(f"error: {_out_of_memory(args[0]) if is_short else error}", file=sys.stderr)
+        print(f"error: {_out_of_memory(error, args[0]) if is_short else error}", file=sys.stderr)
         if os.environ.get("CCR_TRACEBACK"):
             raise
         return status
 
 
-def _out_of_memory(command: str) -> str:
-    free = in_words(available_memory()[1])
-    return (
-        f"out of memory in ccr {command} ({free} are free now): give it more, or a smaller model, a smaller batch or "
-        "fewer workers."
+def _out_of_memory(error: Exception, command: str) -> str:
+    return explain_memory(
+        error, f"in ccr {command}", "give it more, or a smaller model, a smaller batch or fewer workers"
     )
 
 

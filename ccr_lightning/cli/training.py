@@ -245,7 +245,7 @@ class TrainingCLI(LightningCLI):
                 super()._run_subcommand(subcommand)
             except Exception as error:
                 if self._failed_in in ("train", "validate", "test", "predict") and is_out_of_memory(error):
-                    raise explain_elsewhere(self._failed_in) from error
+                    raise explain_elsewhere(self._failed_in, error) from error
                 if (explained := explain_worker(error)) is None:
                     raise
                 raise explained from error

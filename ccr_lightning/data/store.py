@@ -124,7 +124,10 @@ class Store:
 
         It reads neither images nor captions. Where the records came from does not count.
         """
-        return hashlib.sha256("".join(self._sha256.to_pylist()).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for rows in self._sha256.iterchunks():  # of as many rows as were written at once, never all of millions
+            digest.update("".join(rows.to_pylist()).encode())
+        return digest.hexdigest()
 
     def caption_counts(self) -> dict[str, int]:
         """Return the number of captions by language, without those that have none."""

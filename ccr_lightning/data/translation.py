@@ -16,7 +16,7 @@ from ccr_lightning.data.images import file_ending, read_image
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.sources.protocol import Source
 from ccr_lightning.data.sources.reading import check_languages, check_split
-from ccr_lightning.data.translation_files import Settings, Translation, TranslationFiles
+from ccr_lightning.data.translation_files import OTHERWISE, Settings, Translation, TranslationFiles
 from ccr_lightning.data.translator import Translator
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
@@ -230,7 +230,7 @@ def _image(record: ImageCaptions, number: int, translation: Translation) -> str:
     if isinstance(record.image, Path):
         return Path(os.path.abspath(record.image)).relative_to(root).as_posix()
     name = f"images/{translation.settings.split}-{number}.{file_ending(record.image, record.where)}"
-    with atomic_write(root / name, "an image", "start again") as file:
+    with atomic_write(root / name, "an image", OTHERWISE) as file:
         file.write(record.image)
     return name
 

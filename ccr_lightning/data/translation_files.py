@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, could_not_be_written, file_name, load_json
 
-_OTHERWISE = "choose another folder"
+OTHERWISE = "choose another folder; then start again"
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ class TranslationFiles:
             with self.part.open("r+b") as file:
                 yield GrowingLines(file, self.part)
         except OSError as error:
-            raise could_not_be_written(self.part, "the translations", error, _OTHERWISE) from error
+            raise could_not_be_written(self.part, "the translations", error, OTHERWISE) from error
 
     def _note(self, translation: Translation) -> None:
-        with atomic_write(self.state, "the state of the translation", _OTHERWISE) as file:
+        with atomic_write(self.state, "the state of the translation", OTHERWISE) as file:
             state = vars(translation) | {"settings": asdict(translation.settings)}
             file.write(json.dumps(state, ensure_ascii=False, indent=2).encode())
 

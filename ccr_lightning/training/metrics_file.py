@@ -90,11 +90,13 @@ class MetricsFile(Logger):
                 io.StringIO(text[: text.rfind("\n") + 1])
             )  # a crash may have broken off the last line
             lines = [{name: value for name, value in line.items() if value} for line in whole]
+            if any(None in line for line in lines):  # as csv calls the names of values that are too many
+                raise ValueError("a line has more values than there are names")
             return lines if self._columns else [line for line in lines if int(line["step"]) < self._first_step]
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, csv.Error) as error:
             raise CCRError(
-                f"{self._path}: this is not the metrics.csv of a run ({type(error).__name__}); move it away: the run "
-                "goes on without it."
+                f"{self._path}: this is not the metrics.csv of a run ({type(error).__name__}: {error}); move it away: "
+                "the run goes on without it."
             ) from error
 
     def _append(self, line: Mapping[str, Any]) -> None:

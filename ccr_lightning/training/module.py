@@ -23,7 +23,7 @@ from ccr_lightning.functional.contrastive import draw_one_caption
 from ccr_lightning.functional.galleries import Direction, Embeddings, Share
 from ccr_lightning.functional.matching import PositiveLanguage, draw_matching
 from ccr_lightning.losses import ContrastiveLoss, Objective
-from ccr_lightning.memory import is_out_of_memory
+from ccr_lightning.memory import is_out_of_memory, lacks_thread
 from ccr_lightning.metrics import RetrievalEmbeddings
 from ccr_lightning.models.dual_encoder import DualEncoder, Encoded
 from ccr_lightning.models.retriever import Retriever
@@ -227,7 +227,8 @@ class RetrievalModule(LightningModule):
             try:
                 return step(loop, *args)  # not optimizer_step, outside of which gradients are accumulated
             except Exception as error:
-                if not is_out_of_memory(error) or self.device_mesh is not None:  # whose parts all have to ask for
+                is_sharded = self.device_mesh is not None  # whose parts all have to ask for
+                if is_sharded or not is_out_of_memory(error) or lacks_thread(error):
                     raise
                 raise self._explain_out_of_memory(error) from None
 

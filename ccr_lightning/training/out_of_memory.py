@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccr_lightning.errors import OutOfMemory
-from ccr_lightning.memory import available_memory, in_words, is_out_of_memory
+from ccr_lightning.memory import available_memory, explain_memory, in_words, is_out_of_memory
 from ccr_lightning.types import Batch
 
 _FEW, _MORE = 2, 4  # images of the two trials that an estimate is made of
@@ -29,7 +29,7 @@ def explain_step(
 
     A few images of the batch are tried again, without a backward pass: the bytes that two sizes keep for it give the
     cost of an image, and what an optimiser will keep is added. What is named is an estimate, made to be too low rather
-    than too high; of a few images it says nothing.
+    than too high; of a few images it says nothing, nor if it would be of no fewer images than the step had.
 
     Args:
         error: Its frames are cleared, and with them the memory that they hold.
@@ -39,38 +39,38 @@ def explain_step(
         may_be_cut: Whether ``model.chunk_size`` is a way out.
     """
     images = len(batch.images)
-    advice = "lower --data.batch_size" + (", or set --model.chunk_size 16, say" if may_be_cut else "")
+    cut = ", or set --model.chunk_size 16, say" if may_be_cut else ""
     again = "then go on with --resume auto --resume-changed"
     smaller = "make images or model smaller, or lower --data.languages_per_step"
     fits, free = _what_fits(error, module, batch, losses)
     says = f"out of memory in a training step of {images} images ({in_words(free)} are free beside it)"
     if images <= _FEW:
         return OutOfMemory(f"{says}: {smaller}.")
-    if fits is None:
-        return OutOfMemory(f"{says}: {advice}; {again}.")
-    named = min(fits, images - 1)
+    if fits is None or fits >= images:  # an estimate that the step has proved wrong is none
+        half = f"try --data.batch_size {images // 2}"
+        return OutOfMemory(f"{says}: what fits could not be estimated; {half}{cut}, {again}.")
     if fits <= _HARDLY:
-        most = f", for a batch of {named} at most" if fits >= _FEW else ""
+        most = f", for a batch of {fits} at most" if fits >= _FEW else ""
         return OutOfMemory(
             f"{says}: by estimate there is hardly room for training at all{most}: give it more memory or a far smaller "
             f"--data.batch_size, {smaller}."
         )
-    return OutOfMemory(f"{says}: by estimate a batch of {named} fits; {advice}, {again}.")
+    return OutOfMemory(f"{says}: by estimate a batch of {fits} fits; lower --data.batch_size{cut}, {again}.")
 
 
-def explain_elsewhere(stage: str) -> OutOfMemory:
+def explain_elsewhere(stage: str, error: BaseException) -> OutOfMemory:
     """Return what to say where memory ran out while the trainer worked, but not in a training step.
 
     Args:
         stage: Of the trainer: ``train``, ``validate``, ``test`` or ``predict``.
+        error: What ended it.
     """
-    _, free = available_memory()
     if stage == "train":
         advice = "lower --data.batch_size or --data.num_workers"
     else:
         advice = "lower --data.eval_batch_size, and --data.num_workers if it is above 0"
     where = {"train": "training", "validate": "validation", "test": "the test", "predict": "prediction"}
-    return OutOfMemory(f"out of memory in {where[stage]} ({in_words(free)} are free now): {advice}.")
+    return OutOfMemory(explain_memory(error, f"in {where[stage]}", advice))
 
 
 def _what_fits(

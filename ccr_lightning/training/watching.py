@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ccr_lightning import distributed
 from ccr_lightning.data.workers import explain_worker
 from ccr_lightning.errors import CCRError, Interrupted, SaidElsewhere
-from ccr_lightning.memory import is_out_of_memory
+from ccr_lightning.memory import FOR_A_THREAD, is_out_of_memory, lacks_thread
 from ccr_lightning.progress import tick, ticks
 from ccr_lightning.training.beats import NOBODY_TO_BLAME, Beat, Ranks, State
 
@@ -149,7 +149,9 @@ class WatchOverRanks(Callback):
         is_plain = isinstance(exception, CCRError)
         self._words = str(exception) if is_plain else f"{type(exception).__name__}: {_line(exception)}"
         if is_out_of_memory(exception):  # as where a process is alone
-            self._words, is_plain = f"out of memory ({self._words})", True
+            of_thread = f"no further thread can be started: {FOR_A_THREAD}"
+            lacks = of_thread if lacks_thread(exception) else "out of memory"
+            self._words, is_plain = f"{lacks} ({self._words})", True
         if not is_plain or os.environ.get("CCR_TRACEBACK"):
             self._traceback = "".join(traceback.format_exception(exception))
         self._state = "lost" if distributed.lost_another_process(exception) else "failed"
@@ -175,13 +177,9 @@ class WatchOverRanks(Callback):
 
     def _talk(self) -> None:
         rank, size = self._trainer.global_rank, self._trainer.world_size
-        try:
-            while (store := distributed.store("ranks")) is None:
-                if self._stopping.wait(0.1):
-                    return
-        except RuntimeError:
-            self._has_lost_store = True
-            return
+        while (store := _reach_store()) is None:
+            if self._stopping.wait(0.1):
+                return
         self._has_met = True
         number, host = 0, socket.gethostname()
         listened = range(size) if rank == 0 else [0]
@@ -294,6 +292,12 @@ class WatchOverRanks(Callback):
         with suppress(RuntimeError):  # there is no memory for a thread
             give_up.start()
         self._told.set()
+
+
+def _reach_store() -> Any | None:
+    with suppress(RuntimeError, ValueError):  # it cannot be reached for now, or the group has just gone
+        return distributed.store("ranks")
+    return None
 
 
 def _read(store: Any, key: str) -> bytes | None:

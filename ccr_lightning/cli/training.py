@@ -211,6 +211,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit":
             checkpoints: dict[str, Any] = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
             self._best = ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints)
+            self._stopping = SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS)
             callbacks += [
                 self._best,
                 # Not save_last=True, which saves only when the best checkpoint is a new one.
@@ -219,7 +220,7 @@ class TrainingCLI(LightningCLI):
                 CompareData(self.accepts_changes),
                 LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
                 PassOverBadSteps(self.folder.path),
-                SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS),
+                self._stopping,
             ]
             if config.get("logger") is None:
                 config["logger"] = self._metrics_file()
@@ -271,6 +272,7 @@ class TrainingCLI(LightningCLI):
             _say(f"{part}: neither is the choice of the best checkpoint")
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+            self._stopping.end_if_asked(self.trainer.strategy.root_device)
             self._test_what_was_trained()
             if self.trainer.is_global_zero:
                 print_left_out(datamodule)

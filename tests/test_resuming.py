@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,10 +97,7 @@ def last(folder):
             ],
         ),
         (["--seed_everything", 3], ["seed_everything was 0 and is 3"]),
-        (
-            ["--data.batch_size", 4, "--model.lr", 0.5],
-            ["data.batch_size was 8 and is 4", "model.lr was 0.002 and is 0.5"],
-        ),
+        (["--data.batch_size", 4], ["batches of all devices together had 8 images and have 4"]),
         (
             ["--data.batch_size", 4, "--trainer.devices", 1],
             ["batches of all devices together had 8 images and have 4"],
@@ -186,6 +185,49 @@ def test_a_score_of_another_validation_is_forgotten(at_home, ccr):
     assert torch.load(best, weights_only=True)["global_step"] > before == 5
 
 
+def test_without_another_validation_the_last_checkpoint_is_tested(at_home, ccr):
+    changes = ["--data.languages", "[en, de]", "--trainer.check_val_every_n_epoch", 5]
+    status, output, errors = ccr("fit", "--config", "tiny.yaml", "--resume", "auto", "--resume-changed", *changes)
+    assert (status, errors) == (0, "")
+    assert output.count("the best score so far is forgotten") == 1
+    says = "no validation like that of now ran, and best.ckpt is of another: the last checkpoint is tested\n"
+    assert says in output
+    results = json.loads((at_home / "runs" / "tiny" / "results.json").read_text())
+    assert Path(results["checkpoint"]["path"]) == Path("runs", "tiny", "checkpoints", "last.ckpt")
+    assert last(at_home)["global_step"] == 15
+
+
+def test_a_score_of_a_part_of_the_validation_is_forgotten(at_home, ccr):
+    """A part of the split, another part, and all of it; of all of it the size of batches does not matter."""
+    best = at_home / "runs" / "tiny" / "checkpoints" / "best.ckpt"
+    part = ["--trainer.limit_val_batches", 1, "--data.eval_batch_size"]
+    for epochs, settings, forgets in (
+        (3, ["--data.eval_batch_size", 4], 0),
+        (4, [*part, 2], 1),
+        (5, [*part, 3], 1),
+        (6, [], 1),
+    ):
+        fit = ("fit", "--config", "tiny.yaml", "--resume", "auto", "--resume-changed", "--trainer.max_epochs", epochs)
+        status, output, errors = ccr(*fit, *settings)
+        assert (status, errors) == (0, "")
+        assert output.count("the best score so far is forgotten") == forgets
+        if forgets:
+            assert torch.load(best, weights_only=True)["global_step"] == 5 * epochs
+
+
+def test_a_run_that_starts_anew_has_no_changes(at_home, ccr):
+    fit = ("fit", "--config", "tiny.yaml", "--resume", "auto")
+    assert ccr(*fit, "--resume-changed", "--model.lr", 1e-3)[0] == 0
+    config = at_home / "runs" / "tiny" / "config.yaml"
+    assert "\n# changed: from step 8 on, " in config.read_text()
+    shutil.rmtree(at_home / "runs" / "tiny" / "checkpoints")
+    status, output, errors = ccr(*fit, "--trainer.max_epochs", 1)
+    assert (status, errors) == (0, "")
+    assert "has no checkpoint: the run starts anew\n" in output
+    assert config.read_text().startswith("# What made this run; ")
+    assert "# changed" not in config.read_text()
+
+
 def test_data_that_have_moved_are_the_same(at_home, ccr):
     (at_home / "data").rename(at_home / "moved")
     config = json.loads((at_home / "tiny.yaml").read_text().replace(str(at_home / "data"), str(at_home / "moved")))
@@ -254,6 +296,10 @@ def test_settings_that_may_change():
     says = "other settings than before: trainer.devices was 1 and is 2, data.num_workers was 0 and is 2"
     assert check_settings(free, now, accepts_changes=False) == says
     assert check_settings(free, free, accepts_changes=False) == ""
+    one, two = ({"trainer": {"devices": "auto"}, "data": {"batch_size": size}} for size in (64, 32))  # a GPU, then two
+    assert check_settings(one, two, accepts_changes=False) == (
+        "other settings than before: data.batch_size was 64 and is 32"
+    )
     with pytest.raises(CCRError, match=r"other settings: model\.a was null and is true; give"):
         check_settings({"model": {}}, {"model": {"a": True}}, accepts_changes=False)
 

@@ -64,6 +64,38 @@ def scoring(module, *batch):
 setattr(RetrievalModule, name, scoring)
 sys.exit(main(sys.argv[1:]))
 """
+TERMINATED_AFTER_TRAINING = """
+import os, signal, sys
+from ccr_lightning.cli.main import main
+from ccr_lightning.training.module import RetrievalModule
+
+def on_train_end(module):
+    if module.global_rank == int(os.environ["RANK_TO_END"]):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+RetrievalModule.on_train_end = on_train_end
+sys.exit(main(sys.argv[1:]))
+"""
+ASKED_WHERE_AN_EXCEPTION_IS_LOST = """
+import os, signal, sys
+from ccr_lightning.cli.main import main
+from ccr_lightning.data.datamodule import CaptionDataModule
+
+signum = int(sys.argv.pop(1))
+prepare = CaptionDataModule.prepare_data
+
+class Asks:
+    def __del__(self):
+        os.kill(os.getpid(), signum)
+
+def prepare_data(data):
+    asks = Asks()
+    del asks
+    prepare(data)
+
+CaptionDataModule.prepare_data = prepare_data
+sys.exit(main(sys.argv[1:]))
+"""
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -278,6 +310,32 @@ def test_sigterm_while_a_split_is_scored(folder, whole, step):
     assert process.wait(timeout=300) == 0, process.stderr.read()
     assert all(torch.equal(tensor, weights(run)[key]) for key, tensor in weights(whole(1)).items())
     assert (run / "results.json").exists()
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_sigterm_when_training_is_over(folder, ranks, rank, monkeypatch):
+    monkeypatch.setenv("RANK_TO_END", str(rank))
+    name = f"over, {ranks}, {rank}"
+    (folder / "over.py").write_text(TERMINATED_AFTER_TRAINING)
+    settings = ["--config", f"{ranks}.yaml", "--name", name, "--trainer.max_epochs", "1"]
+    command = [sys.executable, "over.py", "fit", *settings]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 143, done.stderr
+    (says,) = done.stderr.splitlines()
+    assert says.startswith("error: the run was interrupted: continue it with ccr fit ")
+    assert not (folder / "runs" / name / "results.json").exists()
+
+
+@pytest.mark.parametrize("signum", STATUS)
+def test_a_signal_where_an_exception_is_lost(folder, signum):
+    """In a ``__del__`` Python only says that it ignores the exception."""
+    script = [sys.executable, "-c", ASKED_WHERE_AN_EXCEPTION_IS_LOST, str(int(signum))]
+    command = [*script, "fit", "--config", "1.yaml", "--name", f"lost {signum.name}", "--trainer.max_epochs", "1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == STATUS[signum], done.stderr
+    (says,) = done.stderr.splitlines()
+    assert "interrupted" in says
 
 
 def test_a_run_without_a_checkpoint_says_that_it_starts_anew(folder, stopped):

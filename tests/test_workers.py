@@ -120,6 +120,36 @@ def test_a_process_that_is_no_worker_ends_as_it_would(tmp_path):
     assert time.monotonic() - start < 40, "the worker, which ignores SIGTERM, was not waited for"
 
 
+FORKED = """
+import atexit, os, sys
+from torch.utils.data import DataLoader
+from ccr_lightning.data.workers import end_with_this_process, leave_signals_to_the_parent
+
+def loader():
+    return end_with_this_process(iter(DataLoader(range(9), num_workers=1, worker_init_fn=leave_signals_to_the_parent)))
+
+before = atexit._ncallbacks()
+for _ in range(3):
+    assert len(list(loader())) == 9
+added = atexit._ncallbacks() - before
+batches = loader()
+if not (child := os.fork()):
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+next(batches)
+print(added)
+"""
+
+
+def test_a_process_that_was_forked_leaves_workers_to_its_parent(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ccr_lightning" not in done.stderr  # what multiprocessing itself says of such a fork is not ours
+    assert int(done.stdout) <= 2, "that of torch or multiprocessing, and ours, once"
+
+
 @pytest.mark.parametrize(
     ("torch_says", "we_say"),
     [

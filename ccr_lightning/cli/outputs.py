@@ -26,19 +26,20 @@ _LISTED = 10  # of what was left out
 _OTHERWISE = "change --runs_dir"
 
 
-def write_config(path: Path, text: str, changes: str = "") -> None:
+def write_config(path: Path, text: str, changes: str, keeps_notes: bool) -> None:
     """Writes a run's configuration, with a line on top that says how to use it.
 
     Args:
-        path: The file; what a former one says of changes stays.
+        path: The file.
         text: The configuration, in YAML.
         changes: In what a run that goes on differs from what it was, and from when on; empty if in nothing.
+        keeps_notes: Whether what the former file says of changes stays, since it is of the same run.
 
     Raises:
         CCRError: If it cannot be written.
     """
     file_name = shlex.quote(str(path)) if str(path).isprintable() else "FILE"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if keeps_notes and path.exists() else []
     notes = [line for line in lines if line.startswith(_CHANGED)]
     notes += [f"{_CHANGED}{' '.join(changes.split())}"] if changes else []
     made = "What this run goes on with" if notes else "What made this run"

@@ -12,7 +12,8 @@ from ccr_lightning.errors import CCRError
 # Where things lie, and what says where a run begins; the data are compared themselves, not their paths.
 _PLACES = ("name", "runs_dir", "init_from", "data.source", "data.cache_dir", "data.train_shards")
 
-# Another way to do the same, or what the trained weights do not depend on. What devices take together is compared.
+# Another way to do the same, or what the trained weights do not depend on. How many images all devices take together
+# is compared with the data, once it is known how many devices there are.
 _FREE = (
     *(f"trainer.{name}" for name in ("accelerator", "strategy", "devices", "num_nodes", "logger", "callbacks")),
     *(f"trainer.limit_{split}_batches" for split in ("val", "test", "predict")),
@@ -24,9 +25,6 @@ _FREE = (
     *("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.bad_records", "data.max_bad_fraction"),
     *("model.protocol", "model.is_compiled", "model.chunk_size"),
 )
-
-# With one of these a batch size per device may be another while all devices together take as many images.
-_SHARING = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator")
 
 # What an evaluation depends on, and what it is not built from, since the checkpoint has the weights.
 _OF_AN_EVALUATION = ("seed_everything", "trainer.precision", "data", "model")
@@ -72,12 +70,7 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], accepts_ch
     kept = [change for change in found if _belongs_to_weights(change)]
     if kept:
         raise CCRError(f"{_listed(kept)}: the checkpoint has its own; keep them as they were, or start a new run.")
-    is_shared_anew = any(is_one_of(change.name, _SHARING) for change in found)
-    refused = [
-        change
-        for change in found
-        if not is_one_of(change.name, _FREE) or (change.name == "data.batch_size" and not is_shared_anew)
-    ]
+    refused = [change for change in found if not is_one_of(change.name, _FREE)]
     if refused and not accepts_changes:
         raise CCRError(
             f"the run that is to go on had other settings: {_listed(refused)}; give them as they were, or pass "

@@ -167,7 +167,7 @@ class TrainingCLI(LightningCLI):
             if start is not None and not Path(start).exists():
                 raise CCRError(f"--init_from {start}: there is no such checkpoint; check the path.")
             self.asked = settings.clone()
-            if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
+            if self._goes_on_here:
                 _take_own_model(settings, self.folder.model)
                 _keep_names(self.asked, self.folder.config)
             if self.resume_from is not None:
@@ -210,15 +210,17 @@ class TrainingCLI(LightningCLI):
             config["enable_progress_bar"] = False
         if self.subcommand == "fit":
             checkpoints: dict[str, Any] = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
+            self._best = ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints)
+            self._stopping = SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS)
             callbacks += [
-                ModelCheckpoint(filename="best", monitor="val/mean_recall", mode="max", **checkpoints),
+                self._best,
                 # Not save_last=True, which saves only when the best checkpoint is a new one.
                 ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
                 KeepBestScore(),
                 CompareData(self.accepts_changes),
                 LambdaCallback(on_train_start=lambda *_: self._begin_run()),  # a start that fails changes nothing
                 PassOverBadSteps(self.folder.path),
-                SaveBetweenSteps(self.folder.last, STEPS_BETWEEN_CHECKPOINTS),
+                self._stopping,
             ]
             if config.get("logger") is None:
                 config["logger"] = self._metrics_file()
@@ -256,7 +258,7 @@ class TrainingCLI(LightningCLI):
     def _metrics_file(self) -> MetricsFile:
         """A run that resumes from its own checkpoint keeps the metrics up to there."""
         step = 0
-        if self.resume_from and self.resume_from.parent == self.folder.checkpoints:
+        if self.resume_from and self._goes_on_here:
             step = read_checkpoint(self.resume_from, "meta")["global_step"]
         return MetricsFile(self.folder.path / "metrics.csv", first_step=step)
 
@@ -270,6 +272,7 @@ class TrainingCLI(LightningCLI):
             _say(f"{part}: neither is the choice of the best checkpoint")
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume_from, weights_only=True)
+            self._stopping.end_if_asked(self.trainer.strategy.root_device)
             self._test_what_was_trained()
             if self.trainer.is_global_zero:
                 print_left_out(datamodule)
@@ -293,9 +296,14 @@ class TrainingCLI(LightningCLI):
         if "test" not in self.datamodule.source.splits:
             _say(f"not tested: {self.datamodule.source.name} has no test split")
             return
-        if not self.folder.best.exists():
+        if self._best.best_model_path:
+            self._score("test", self.folder.best)
+            return
+        if self.folder.best.exists():
+            _say("no validation like that of now ran, and best.ckpt is of another: the last checkpoint is tested")
+        else:
             _say("no validation ran, hence there is no best checkpoint: the last one is tested")
-        self._score("test", self.folder.best if self.folder.best.exists() else self.folder.last)
+        self._score("test", self.folder.last)
 
     def _how_to_go_on(self) -> str:
         if not self.folder.config.exists():
@@ -361,6 +369,11 @@ class TrainingCLI(LightningCLI):
         return None
 
     @property
+    def _goes_on_here(self) -> bool:
+        """Whether the run resumes from a checkpoint of its own."""
+        return self.resume_from is not None and self.resume_from.parent == self.folder.checkpoints
+
+    @property
     def _is_trial(self) -> bool:
         return bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
 
@@ -389,7 +402,7 @@ class TrainingCLI(LightningCLI):
             if not self._is_trial and (lacks := self.folder.make_ready(self.model)):
                 _say(lacks)
             self.model.retriever.save_settings(self.folder.model)
-            write_config(self.folder.config, text, self._changes)
+            write_config(self.folder.config, text, self._changes, keeps_notes=self._goes_on_here)
         self.trainer.strategy.barrier()
         if not self.folder.config.is_file():
             raise CCRError(

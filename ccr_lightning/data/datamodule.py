@@ -204,6 +204,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             "languages": list(self.languages),
             "max_tokens": self._ready_tokenizer().max_tokens,
             "transform": settings_sha256(self.transform.evaluation_settings),
+            **self._part_that_is_validated(),
         }
 
     def made_of(self, split: str) -> dict[str, Any]:
@@ -457,6 +458,13 @@ class CaptionDataModule(lightning.LightningDataModule):
         if world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
             raise CCRError("the data module shards its data itself; pass --trainer.use_distributed_sampler false.")
         return self.trainer.global_rank, world_size
+
+    def _part_that_is_validated(self) -> dict[str, Any]:
+        """What says which images a limited validation takes; empty if it takes all."""
+        limit = 1.0 if self.trainer is None else self.trainer.limit_val_batches
+        if isinstance(limit, float) and limit == 1:  # an integer is a number of batches
+            return {}
+        return {"limit": limit, "batch_size": self.eval_batch_size, "processes": self._rank_and_world_size()[1]}
 
     def _global_batch(self) -> int:
         return self.batch_size * self._rank_and_world_size()[1]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from multiprocessing.process import BaseProcess
 from typing import Any
 from weakref import WeakSet
@@ -15,6 +17,7 @@ from weakref import WeakSet
 from ccr_lightning.errors import CCRError
 
 _WORKERS: WeakSet[BaseProcess] = WeakSet()  # of all loaders of this process
+os.register_at_fork(after_in_child=_WORKERS.clear)  # another process has none yet
 _ENDED = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]+)|exited unexpect)")
 
 
@@ -42,19 +45,23 @@ def end_with_this_process(batches: Iterator[Any]) -> Iterator[Any]:
         The same.
     """
     if workers := getattr(batches, "_workers", ()):
-        if not _WORKERS:
-            atexit.register(_end_workers)
+        _register()
         _WORKERS.update(workers)
     return batches
 
 
+@cache
+def _register() -> None:
+    """Not before there are workers, and so after multiprocessing has: the last one to register comes first."""
+    atexit.register(_end_workers)
+
+
 def _end_workers() -> None:
-    if any(worker.is_alive() for worker in _WORKERS):
+    if alive := [worker for worker in _WORKERS if worker.is_alive()]:
         with suppress(ValueError):  # in another thread; torch would raise an error in the first one
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in list(_WORKERS):
-        with suppress(ValueError, AssertionError):  # it is closed, or of the process that this one was forked from
-            worker.kill()
+    for worker in alive:
+        worker.kill()
 
 
 def explain_worker(error: BaseException) -> CCRError | None:

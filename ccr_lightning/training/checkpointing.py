@@ -79,8 +79,8 @@ class KeepBestScore(Callback):
     """Lets a run that resumes from its own folder know its best score, also where the folder was moved or copied to.
 
     A checkpoint says where its folder was when it was written, and Lightning forgets the best score if that is not the
-    run's folder now. A score of another validation, whose split, languages or inputs have changed, is forgotten: no
-    later one could be compared with it.
+    run's folder now. A score of another validation, whose split, part of it, languages or inputs have changed, is
+    forgotten: no later one could be compared with it.
     """
 
     def __init__(self) -> None:
@@ -107,6 +107,8 @@ class KeepBestScore(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the paths right before the callbacks take their states."""
+        if trainer.state.fn != "fit":
+            return
         folder = Path(str(trainer.ckpt_path)).resolve().parent
         forgets = self._is_another_validation(trainer, checkpoint)
         if forgets and trainer.is_global_zero:
@@ -124,8 +126,10 @@ class KeepBestScore(Callback):
                 state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
                 for name in ("best_model_path", "kth_best_model_path"):
                     state[name] = here(state[name])
-            if forgets or not all(Path(path).exists() for path in state["best_k_models"]):
+            is_own = state["dirpath"] == callback.dirpath
+            if forgets or not is_own or not all(Path(path).exists() for path in state["best_k_models"]):
                 state["dirpath"] = None  # a score without its checkpoint would keep a worse one from being saved
+                state["best_model_path"] = ""  # which Lightning takes even so
 
 
 def explain_optimizer_mismatch(now: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> str | None:

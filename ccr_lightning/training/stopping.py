@@ -54,28 +54,32 @@ class SaveBetweenSteps(Callback):
         if trainer.global_step == self._step or _validates_next(trainer):
             return
         self._step = trainer.global_step
-        self._agreed = self._asked_of_any(pl_module)
+        self._agreed = self._asked_of_any(pl_module.device)
         if self._agreed or self._step - self._saved >= self._every:
             trainer.save_checkpoint(self._path)
             self._saved = self._step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends training before another epoch if somebody asked in the last one, the end of which has been saved."""
-        if trainer.global_step > self._first and (asked := self._asked_of_any(pl_module)):
-            raise Stopped(asked)
+        if trainer.global_step > self._first:
+            self.end_if_asked(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Ends training once what the last step has logged is written."""
         if self._agreed:
             raise Stopped(self._agreed)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends before anything else is done with what was trained."""
-        if asked := self._asked_of_any(pl_module):
+    def end_if_asked(self, device: torch.device) -> None:
+        """Ends if somebody has asked, in the last step or since, before anything else is done with what was trained.
+
+        Args:
+            device: That of this process; all processes have to call this once the trainer has given the signals back.
+        """
+        if asked := self._asked_of_any(device):
             raise Stopped(asked)
 
-    def _asked_of_any(self, module: LightningModule) -> int:
-        return int(distributed.largest(torch.tensor(self._asked, device=module.device)))
+    def _asked_of_any(self, device: torch.device) -> int:
+        return int(distributed.largest(torch.tensor(self._asked, device=device)))
 
 
 def _validates_next(trainer: Trainer) -> bool:

@@ -17,7 +17,6 @@ from PIL import Image
 from tiny_models import save_tiny
 
 from ccr_lightning.cli.main import main
-from ccr_lightning.cli.trusted import refuse_other_classes
 
 MODULE = """
 from pathlib import Path
@@ -230,15 +229,196 @@ def test_a_run_names_no_other_file(run, refused):
     for part in ("model", "data", "trainer"):
         (run / "config.yaml").write_text(original, encoding="utf-8")
         changed(run / "config.yaml", lambda config, part=part: config.update({part: "elsewhere.yaml"}))
-        assert f"{part!r} is the name of another file" in refused("test", "--ckpt_path", run)
+        assert f"{part!r} is no group of settings" in refused("test", "--ckpt_path", run)
 
 
-def test_classes_of_others_can_be_trusted(monkeypatch):
-    config = {"data": {"source": {"class_path": "my_module.sources.Mine"}}}
+TEXT = '{"class_path": "evil_module\\u002eThing"}'  # in which YAML sees a dot
+SOURCE = {"class_path": "evil_module.Thing"}
+
+
+def text_encoder(config, value):
+    config["model"]["retriever"]["init_args"]["text_encoder"] = value
+
+
+def image_encoder(config, value):
+    config["model"]["retriever"]["init_args"]["image_encoder"]["init_args"]["model_args"] = value
+
+
+HIDDEN = {  # ways to name a class that the parser takes, and where only some commands look
+    "dotted callbacks": (
+        ["test"],
+        lambda config, _: config.update(
+            {
+                "trainer.callbacks.class_path": "lightning.pytorch.callbacks.LambdaCallback",
+                "trainer.callbacks.init_args.on_test_start": "evil_module.function",
+            }
+        ),
+    ),
+    "dotted profiler": (
+        ["test"],
+        lambda config, place: config.update(
+            {
+                "trainer.profiler.class_path": "lightning.pytorch.profilers.AdvancedProfiler",
+                "trainer.profiler.init_args.dirpath": str(place),
+            }
+        ),
+    ),
+    "dotted callbacks in the trainer": (
+        ["test"],
+        lambda config, _: config["trainer"].update(
+            {
+                "callbacks.class_path": "lightning.pytorch.callbacks.LambdaCallback",
+                "callbacks.init_args.on_test_start": "evil_module.function",
+            }
+        ),
+    ),
+    "dotted source": (["test"], lambda config, _: config.update({"data.source": "evil_module.Thing"})),
+    "dotted class": (["test"], lambda config, _: config.update({"data.source.class_path": "evil_module.Thing"})),
+    "dotted class in data": (
+        ["test", "init_from"],
+        lambda config, _: config["data"].update({"source.class_path": "evil_module.Thing"}),
+    ),
+    "dotted tokenizer": (
+        ["test", "init_from"],
+        lambda config, _: config["data"].update({"tokenizer.class_path": "evil_module.Thing"}),
+    ),
+    "dotted retriever": (
+        ["test", "init_from", "export"],
+        lambda config, _: config["model"].update({"retriever.class_path": "evil_module.Thing"}),
+    ),
+    "appended source": (["test"], lambda config, _: config["data"].update({"source+": SOURCE})),
+    "text as source": (["test"], lambda config, _: config["data"].update(source=TEXT)),
+    "text as tokenizer": (["test", "init_from"], lambda config, _: config["data"].update(tokenizer=TEXT)),
+    "text as transform": (["test", "init_from", "export"], lambda config, _: config["data"].update(transform=TEXT)),
+    "text as text encoder": (["test", "init_from", "export"], lambda config, _: text_encoder(config, TEXT)),
+    "text as init_args": (
+        ["test", "init_from", "export"],
+        lambda config, _: config["model"]["retriever"].update(init_args=TEXT),
+    ),
+    "protocol": (["test"], lambda config, _: config["model"].update(protocol="evil_module.Thing")),
+    "class as protocol": (["test"], lambda config, _: config["model"].update(protocol=SOURCE)),
+    "in any value": (["test", "init_from", "export"], lambda config, _: image_encoder(config, {"a": SOURCE})),
+    "text in any value": (["test", "init_from", "export"], lambda config, _: image_encoder(config, {"a": TEXT})),
+    "class of the package that is another's": (
+        ["test", "init_from", "export"],
+        lambda config, _: config["data"].update(transform={"class_path": "ccr_lightning.cli.training.ExitStack"}),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "way"), [(command, way) for way, (commands, _) in HIDDEN.items() for command in commands]
+)
+def test_a_run_hides_no_class(run, refused, evil, tmp_path, command, way):
+    original = shutil.copy(run / "config.yaml", tmp_path / "named.yaml")
+    changed(run / "config.yaml", lambda config: HIDDEN[way][1](config, tmp_path / "chosen"))
+    arguments = {
+        "test": ["test", "--ckpt_path", run],
+        "init_from": ["fit", "--init_from", run, "--config", original, "--name", "new", "--runs_dir", run.parent],
+        "export": ["export", run, tmp_path / "exported"],
+    }
+    assert f"{run / 'config.yaml'}: " in refused(*arguments[command])
+    assert not evil.exists()
+    assert not (tmp_path / "chosen").exists()
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("name", ["config", "init_from"])
+def test_what_else_a_run_says_is_not_taken(run, evil, marker, tmp_path, capsys, name):
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({"data": {"source": SOURCE}}))
+    changed(run / "config.yaml", lambda config: config.update({name: str(tmp_path / "whole.yaml")}))
+    assert main(["test", "--ckpt_path", str(run)]) == 0, capsys.readouterr().err
+    assert main(["export", str(run), str(tmp_path / "exported")]) == 0, capsys.readouterr().err
+    assert not marker.exists()
+    assert not evil.exists()
+
+
+def test_a_file_in_the_place_of_a_class(run, refused, evil, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("openmoji").write_text(yaml.safe_dump(SOURCE))
+    changed(run / "config.yaml", lambda config: config["data"].update(source="openmoji"))
+    assert "'source' is a text, where no run has one" in refused("test", "--ckpt_path", run)
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"class_path": "ccr_lightning.data.transforms.ImageTransform"},
+        {"class_path": "ccr_lightning.models.retriever.NoSuchClass"},
+        {"class_path": "ccr_lightning.models.retriever.Retriever", "init_args": {"embed_dim": "wide"}},
+        {"class_path": ["ccr_lightning.models.retriever.Retriever"]},
+        "text",
+        None,
+    ],
+)
+def test_export_says_what_cannot_be_built(run, refused, tmp_path, part):
+    changed(run / "config.yaml", lambda config: config["model"].update(retriever=part))
+    says = refused("export", run, tmp_path / "exported")
+    assert f"{run / 'config.yaml'}: " in says
+    assert "Parser key" not in says
+
+
+def test_classes_of_others_can_be_trusted(run, evil, marker, tmp_path, monkeypatch, refused, capsys):
+    """With their arguments, in which classes have to be trusted too."""
+    (tmp_path / "modules" / "my_module.py").write_text(
+        "from ccr_lightning.data.sources.jsonl import JsonLines\n"
+        "from ccr_lightning.data.sources.protocol import Source\n\n"
+        "class Mine(JsonLines):\n"
+        "    def __init__(self, other: Source | None = None, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+    )
+
+    def mine(config):
+        config["data"]["source"]["class_path"] = "my_module.Mine"
+
+    changed(run / "config.yaml", mine)
+    assert "export CCR_TRUST=my_module" in refused("test", "--ckpt_path", run)
+    assert "my_module" not in sys.modules
     monkeypatch.setenv("CCR_TRUST", "other,my_module")
-    refuse_other_classes(config, "config.yaml")
-    with pytest.raises(ValueError, match="names 'my_modules'"):
-        refuse_other_classes({"model": {"retriever": [{"class_path": "my_modules"}]}}, "config.yaml")
+    assert main(["test", "--ckpt_path", str(run)]) == 0, capsys.readouterr().err
+    sys.modules.pop("my_module")
+    for other, says in ((SOURCE, "names 'evil_module.Thing'"), (TEXT, "'other' is a text")):
+        changed(
+            run / "config.yaml", lambda config, other=other: config["data"]["source"]["init_args"].update(other=other)
+        )
+        assert says in refused("test", "--ckpt_path", run)
+        sys.modules.pop("my_module")
+    assert not evil.exists()
+
+
+def test_scoring_names_what_it_does_not_take(run, capsys):
+    plugin = of_lightning("plugins.io.TorchCheckpointIO")
+    given = {"strategy": of_lightning("strategies.SingleDeviceStrategy"), "plugins": [plugin], "fast_dev_run": True}
+    changed(run / "config.yaml", lambda config: config["trainer"].update(given))
+    (run / "results.json").unlink()
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("trainer.strategy, trainer.plugins not taken") == 1
+    assert (run / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [TEXT, "evil_module.Thing", {"class_path": "ccr_lightning.data.sources.jsonl.JsonLines", "init_args": TEXT}],
+)
+def test_results_hide_no_class(run, evil, refused, tmp_path, source):
+    document = json.loads((run / "results.json").read_text())
+    document["source"] = source
+    (run / "results.json").write_text(json.dumps(document))
+    says = refused("report", run, "-o", tmp_path / "report.html")
+    assert "results.json: 'source' is no class_path with init_args" in says
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize("hidden", [{"files.class_path": "evil_module.Thing"}, {"files": SOURCE}])
+def test_results_hide_no_class_in_their_arguments(run, evil, tmp_path, hidden):
+    document = json.loads((run / "results.json").read_text())
+    document["source"]["init_args"] |= hidden
+    (run / "results.json").write_text(json.dumps(document))
+    assert main(["report", str(run), "-o", str(tmp_path / "report.html")]) == 0
+    assert f"{run / 'results.json'}: &#39;files" in (tmp_path / "report.html").read_text()
+    assert not evil.exists()
 
 
 def test_results_name_no_classes_of_others(run, evil, marker, tmp_path):

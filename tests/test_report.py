@@ -643,7 +643,9 @@ def test_pictures_that_cannot_be_decoded_have_their_sentence(copy, make, tmp_pat
 def test_a_source_that_cannot_be_built_is_said(copy, make):
     rewrite(copy / "results.json", lambda document: document["source"].update(class_path="ccr_lightning.No"))
     page, _ = make(copy / "results.json")
-    assert "for the data cannot be read: their source cannot be built" in shown(page, ".//p[@class='remark']")[0]
+    remark = shown(page, ".//p[@class='remark']")[0]
+    assert "for the data cannot be read: " in remark
+    assert "'ccr_lightning.No' cannot be imported" in remark
 
 
 def test_results_without_mrv_intervals_and_training(copy, make):

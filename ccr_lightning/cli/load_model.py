@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
+from ccr_lightning.cli.messages import explain_parse_error, own_cause
 from ccr_lightning.cli.model_config import names_model
 from ccr_lightning.cli.run_config import find_checkpoint, run_config
 from ccr_lightning.cli.trusted import refuse_other_classes
@@ -39,11 +40,11 @@ def load_model(given: str) -> Loaded:
     checkpoint, run = find_checkpoint("", given)
     if not (run / "config.yaml").is_file():
         raise CCRError(f"{given}: there is no {run / 'config.yaml'}, which a run has; pass a run or a model's folder.")
-    config = run_config(run / "config.yaml")
-    refuse_other_classes({name: config.get(name) for name in ("model", "data")}, str(run / "config.yaml"))
+    file = run / "config.yaml"
+    config = run_config(file)
     content = read_checkpoint(checkpoint)
     of = config["model"]
-    model: DualEncoder = _built(of["retriever"], DualEncoder)
+    model: DualEncoder = _built(of.get("retriever"), DualEncoder, "model.retriever", file)
     if of.get("tuned") == "lora":
         tune(model, "lora", lora_rank=of["lora_rank"])
     prefix = "retriever."
@@ -58,15 +59,21 @@ def load_model(given: str) -> Loaded:
     model.tokenizer.max_tokens = tokenizer["max_tokens"]
     if model.transform is None:
         transform = config["data"].get("transform")
-        model.transform = _built(transform, ImageTransform) if transform else ImageTransform()
+        built = _built(transform, ImageTransform, "data.transform", file) if transform else ImageTransform()
+        model.transform = built
     return Loaded(model.eval(), checkpoint, run)
 
 
-def _built(part: dict[str, Any], kind: type) -> Any:
-    """An object of what a configuration says."""
+def _built(part: Any, kind: type, name: str, file: Path) -> Any:
+    """An object of what the configuration of a run says."""
+    group, setting = name.split(".")
+    refuse_other_classes({setting: part}, {setting: kind}, str(file))
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--part", type=kind)
-    return parser.instantiate(parser.parse_object({"part": part})).part
+    parser.add_argument(f"--{name}", type=kind, required=True)
+    try:
+        return parser.instantiate(parser.parse_object({group: {setting: part}}))[name]
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise own_cause(error) or CCRError(f"{file}: {explain_parse_error(str(error), [parser])}") from error
 
 
 def results_of(loaded: Loaded) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ def find_records_of_run(folder: Path, document: Mapping[str, Any], names: Sequen
     from jsonargparse import ArgumentError, ArgumentParser
 
     from ccr_lightning.cli.messages import load_config, own_cause
-    from ccr_lightning.cli.trusted import refuse_other_classes
+    from ccr_lightning.cli.trusted import known_groups, refuse_other_classes
     from ccr_lightning.data.cache import cache_folder
     from ccr_lightning.data.sources.protocol import Source
     from ccr_lightning.report.records import Records, find_records
@@ -86,9 +86,10 @@ def find_records_of_run(folder: Path, document: Mapping[str, Any], names: Sequen
     parser.add_argument("--source", type=Source)
     try:
         config = load_config(str(folder / "config.yaml")) if (folder / "config.yaml").is_file() else {}
-        cache_dir = (config.get("data") or {}).get("cache_dir")
-        refuse_other_classes({"data": {"source": document["source"]}}, str(folder / "results.json"))
-        source = parser.instantiate(parser.parse_object({"source": document["source"]})).source
+        cache_dir = known_groups(config, str(folder / "config.yaml"))["data"].get("cache_dir")
+        described = {"source": document["source"]}
+        refuse_other_classes(described, {"source": Source}, str(folder / "results.json"))
+        source = parser.instantiate(parser.parse_object(described)).source
         return find_records(source, cache_folder(cache_dir), document, names)
     except (ArgumentError, ValueError, CCRError) as error:
         why = error if isinstance(error, CCRError) else own_cause(error) or "their source cannot be built"

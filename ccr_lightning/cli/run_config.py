@@ -16,7 +16,7 @@ from ccr_lightning.cli.arguments import given_configs, is_given, last_value, val
 from ccr_lightning.cli.messages import load_config
 from ccr_lightning.cli.model_config import config_of_model, model_name, names_model, refuse_other_files
 from ccr_lightning.cli.processes import is_first_process
-from ccr_lightning.cli.trusted import refuse_other_classes, trainer_for_scoring
+from ccr_lightning.cli.trusted import known_groups, refuse_other_classes, settings_of, trainer_for_scoring
 from ccr_lightning.errors import CCRError
 
 # What another source has its own of.
@@ -25,9 +25,6 @@ OF_THE_DATA = (
     *("bad_records", "max_bad_fraction", "train_shards"),
 )
 OF_THE_PROTOCOL = ("mrv_languages", "folds")
-
-# What was said for training alone: how much of a split it scored by the way, and on how many machines it ran.
-_OF_TRAINING = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "num_nodes")
 
 # What belongs to the weights of a run, whatever they are trained on next.
 _OF_THE_WEIGHTS = {"model": ("retriever",), "data": ("tokenizer", "transform")}
@@ -112,19 +109,25 @@ def _names_a_model(config: str) -> bool:
 def _part_of_the_weights(file: Path) -> str:
     """The path of a configuration with what belongs to the weights of the run that the file is of."""
     config = run_config(file)
-    refuse_other_classes(_without(config, ("trainer",)), str(file))
     names: dict[str, tuple[str, ...]] = dict(_OF_THE_WEIGHTS)
-    retriever = _init_args(config.get("model"), "retriever")
+    retriever = _init_args(config["model"], "retriever")
     if "name_or_path" in retriever:
         names["model"] += ("objective",)
     if not retriever.get("fusion"):
         names["model"] += ("matching_weight", "masked_lm_weight")
-    return _temporary_config(
-        {
-            part: {name: config[part][name] for name in of_part if name in (config.get(part) or {})}
-            for part, of_part in names.items()
-        }
-    )
+    kept = {
+        part: {name: config[part][name] for name in of_part if name in config[part]} for part, of_part in names.items()
+    }
+    _refuse_other_classes(kept, file)
+    return _temporary_config(kept)
+
+
+def _refuse_other_classes(config: Mapping[str, Any], file: Path) -> None:
+    from ccr_lightning.data.datamodule import CaptionDataModule
+    from ccr_lightning.training.module import RetrievalModule
+
+    for part, cls in (("model", RetrievalModule), ("data", CaptionDataModule)):
+        refuse_other_classes(config[part], settings_of(cls), str(file))
 
 
 def add_run_config(args: Sequence[str]) -> list[str]:
@@ -160,10 +163,14 @@ def add_run_config(args: Sequence[str]) -> list[str]:
     others = [path for path in configs if not _is_same(path, file)]
     source = _other_source(args, others)
     config = run_config(file)
-    config["trainer"] = trainer_for_scoring(config.get("trainer"))
-    refuse_other_classes(config, str(file))
-    config["trainer"] = _without(config["trainer"], _OF_TRAINING)
-    base = _temporary_config(config if source is None else _without_source(config))
+    config["trainer"], left_out = trainer_for_scoring(config["trainer"])
+    if source is not None:
+        config = _without_source(config)
+    _refuse_other_classes(config, file)
+    if left_out and is_first_process():
+        names = ", ".join(f"trainer.{name}" for name in left_out)
+        print(f"{file}: {names} not taken, as it could name code; give it on the command line if needed", flush=True)
+    base = _temporary_config(config)
     name = run.name if source is None else f"{run.name}-{source}"
     places = {"--runs_dir": str(run.parent), "--name": name}  # the run may have moved since it was made
     added = [f"{option}={value}" for option, value in places.items() if not is_given(args, option)]
@@ -238,16 +245,14 @@ def _other_source(args: Sequence[str], configs: Sequence[str]) -> str | None:
 
 
 def _without(settings: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in (settings or {}).items() if key not in names}
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 def _without_source(config: Mapping[str, Any]) -> dict[str, Any]:
-    model = config.get("model") or {}
-    return {
-        **config,
-        "data": _without(config.get("data"), OF_THE_DATA),
-        "model": {**model, "protocol": _without(model.get("protocol"), OF_THE_PROTOCOL)},
-    }
+    model, protocol = config["model"], config["model"].get("protocol")
+    if isinstance(protocol, dict):
+        model = {**model, "protocol": _without(protocol, OF_THE_PROTOCOL)}
+    return {**config, "data": _without(config["data"], OF_THE_DATA), "model": model}
 
 
 def run_config(file: Path) -> dict[str, Any]:
@@ -256,16 +261,19 @@ def run_config(file: Path) -> dict[str, Any]:
     Args:
         file: Its ``config.yaml``.
 
+    Returns:
+        Its model, data and trainer, and its seed; which classes they name is still to be looked at.
+
     Raises:
-        CCRError: It cannot be read.
+        CCRError: It cannot be read, or reaches for settings in ways in which no run does.
     """
-    config = copy.deepcopy(load_config(str(file)))
-    retriever: Any = _init_args(config.get("model"), "retriever")
+    config = copy.deepcopy(known_groups(load_config(str(file)), str(file)))
+    retriever: Any = _init_args(config["model"], "retriever")
     retriever.pop("text_weights", None)
     if (named := retriever.get("name_or_path")) is not None:
         retriever["pretrained"] = False
         if (own := file.parent / "model").is_dir():
-            parts = [retriever, *(_init_args(config.get("data"), name) for name in ("tokenizer", "transform"))]
+            parts = [retriever, *(_init_args(config["data"], name) for name in ("tokenizer", "transform"))]
             for part in parts:
                 if part.get("name_or_path") == named:
                     part["name_or_path"] = str(own)

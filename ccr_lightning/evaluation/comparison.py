@@ -64,6 +64,9 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise CCRError(f"{file}: these results are of another version of this package; run ccr test again.")
     if "split" not in document:
         raise incomplete(file, KeyError("split"))
+    source = document.get("source", {})
+    if not isinstance(source, dict) or not isinstance(source.get("init_args"), dict | None):
+        raise CCRError(f"{file}: 'source' is no class_path with init_args, as ccr test writes it; run ccr test again.")
     return document
 
 

@@ -1,6 +1,6 @@
 """Training that is hurt again and again, beside the same training that is left alone: does it end with the same result?
 
-python -m benchmarks.soak [--epochs 110] [--folder runs/soak] [--output runs/benchmarks/soak.json]
+python -m benchmarks.soak [--epochs 46] [--folder runs/soak] [--output runs/benchmarks/soak.json]
 
 The main job on one process with two workers, on the built-in pictures as JSON lines, among which are twice as many
 broken ones: cut lines, captions that are numbers, pictures that are none or are not there. Meanwhile, at random:
@@ -8,7 +8,7 @@ SIGTERM, Ctrl-C, SIGKILL, a last checkpoint that is cut off or has a flipped bit
 that is killed, a process that is stopped for some seconds, and steps whose loss is not a number. In the last third
 nothing ends the process, so that its memory can be seen over a longer time. Twice a second are noted the memory of all
 processes (without the files that they map) and their open files. Writes JSON and a figure. About 30 minutes on 2 cores.
-Needs pip install -e '.[bench]', and Linux.
+Memory stays level with jemalloc (LD_PRELOAD=libjemalloc.so.2), and grows with the heap of Linux' own C library. Needs pip install -e '.[bench]', and Linux.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def inject(fault: str, process: subprocess.Popen[bytes], draws: random.Random) -
 def main() -> None:
     """Write the data, train both, compare, write JSON and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=one_or_more, default=110)
+    parser.add_argument("--epochs", type=one_or_more, default=46)
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--folder", type=Path, default=Path("runs/soak"), help="of data and runs; it is made anew")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/soak.json"))

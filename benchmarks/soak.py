@@ -8,7 +8,8 @@ SIGTERM, Ctrl-C, SIGKILL, a last checkpoint that is cut off or has a flipped bit
 that is killed, a process that is stopped for some seconds, and steps whose loss is not a number. In the last third
 nothing ends the process, so that its memory can be seen over a longer time. Twice a second are noted the memory of all
 processes (without the files that they map) and their open files. Writes JSON and a figure. About 30 minutes on 2 cores.
-Memory stays level with jemalloc (LD_PRELOAD=libjemalloc.so.2), and grows with the heap of Linux' own C library. Needs pip install -e '.[bench]', and Linux.
+Memory stays level with jemalloc (LD_PRELOAD=libjemalloc.so.2), and grows with the heap of Linux' own C library.
+Needs pip install -e '.[bench]', and Linux.
 """
 
 from __future__ import annotations

@@ -182,6 +182,12 @@ def test_help_and_nothing(capsys):
     assert capsys.readouterr().out.count("usage: ccr results RUN... [options]") == 2
 
 
+def test_names_of_blanks_are_shown(tmp_path, capsys):
+    folder = write(tmp_path / "blank", "results.json", document("\n", {" ": (0.25, 0.5, 0)}))
+    assert main(["results", str(folder), "--format", "csv"]) == 0
+    assert "25.0" in capsys.readouterr().out
+
+
 def test_what_cannot_be_shown(runs, tmp_path, capsys):
     empty, old, broken, partial, again, text = (
         tmp_path / name for name in ("empty", "old", "broken", "partial", "again", "text")

@@ -172,6 +172,7 @@ def rewrite(folder, change):
             lambda of: change_config(of, lambda c: c["sha256"].update({"../../etc/passwd": "0"})),
             "there is no such file",
         ),
+        (lambda of: change_config(of, lambda c: c["sha256"].update({"n" * 300: "0"})), "there is no such file"),
         (
             lambda of: rewrite(of, lambda w: w.pop("log_logit_scale")),
             r"'log_logit_scale' \(1,\) in the model and missing",

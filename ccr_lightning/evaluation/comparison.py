@@ -211,8 +211,8 @@ def comparison(rows: Rows, layout: Format) -> str:
 
 def _place(column: tuple[str, str]) -> tuple[int, str, int]:
     benchmark, name = column
-    known = benchmark.split()[0]
+    known = benchmark.partition(" ")[0]
     order = _ORDER.index(known) if known in _ORDER else len(_ORDER)
     numbers = ("IR", "TR", "en", "de", "fr", "cs", "zh", "ja")
     last = {"MRV": len(numbers) + 1, "MRSD": len(numbers) + 2}
-    return order, benchmark, numbers.index(name) if name in numbers else last.get(name.split()[0], len(numbers))
+    return order, benchmark, numbers.index(name) if name in numbers else last.get(name.partition(" ")[0], len(numbers))

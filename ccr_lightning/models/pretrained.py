@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ def check_retriever_config(folder: Path, config: Mapping[str, Any]) -> None:
             what = "is no mapping" if not isinstance(own, dict) else f"has {min(unknown)!r}, a setting that none has"
             raise CCRError(f"{path}: {part!r} {what}; fetch or save the model again.")
     for name, digest in {WEIGHTS: "", **config["sha256"]}.items():
-        if "/" in name or not (folder / name).is_file():
+        if "/" in name or not os.path.isfile(folder / name):  # a Path raises where a name is too long
             raise CCRError(f"{folder / name}: there is no such file, which {CONFIG} names; fetch or save it again.")
         if sha256_of(folder / name) != digest:
             raise CCRError(f"{folder / name}: the file is not the one that was saved (sha256); fetch or save it again.")

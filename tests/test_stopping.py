@@ -77,7 +77,7 @@ RetrievalModule.on_train_end = on_train_end
 sys.exit(main(sys.argv[1:]))
 """
 ASKED_WHERE_AN_EXCEPTION_IS_LOST = """
-import os, signal, sys
+import os, signal, sys, time
 from ccr_lightning.cli.main import main
 from ccr_lightning.data.datamodule import CaptionDataModule
 
@@ -91,6 +91,7 @@ class Asks:
 def prepare_data(data):
     asks = Asks()
     del asks
+    time.sleep(1)  # elsewhere a library might swallow the signal when it comes again
     prepare(data)
 
 CaptionDataModule.prepare_data = prepare_data

@@ -219,6 +219,9 @@ def test_damaged_shards(tmp_path):
         ("[]", "is damaged"),
         (text.replace('"format": 1', '"format": 0'), "of another version"),
         (text.replace("shard-000001.tar", "../x.tar"), r"is damaged \(ValueError"),
+        (text.replace("shard-000001.tar", r"\ud800.tar"), "is damaged .*surrogates"),
+        (text.replace("shard-000001.tar", r"\u0000.tar"), "is damaged .*null"),
+        (text.replace("shard-000001.tar", f"{'n' * 300}.tar"), "cannot be read"),
         (text.replace('"images": 20', '"images": "20"'), "is damaged"),
     ):
         (folder / "shards.json").write_text(damaged)

@@ -122,6 +122,8 @@ def read_index(folder: Path) -> ShardIndex:
             size = shard.path.stat().st_size
         except OSError as error:
             raise CCRError(f"{shard.path}: cannot be read ({error.strerror}); fetch it again.") from error
+        except ValueError as error:  # of a name that no file can have
+            raise CCRError(f"{path}: is damaged ({error}); write the shards again with ccr data shards.") from error
         if size != shard.bytes:
             raise CCRError(f"{shard.path}: has {size} bytes instead of {shard.bytes}; fetch it again.")
     return ShardIndex(folder, content, shards)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
-from ccr_lightning.data.workers import explain_worker, leave_signals_to_the_parent
+from ccr_lightning.data.workers import begin_worker, explain_worker
 
 CCR = [sys.executable, "-m", "ccr_lightning.cli.main"]
 
@@ -88,7 +88,7 @@ class FrozenObjects(IterableDataset):
 
 def test_workers_leave_what_is_the_parents_alone():
     """A collection of its objects would write to all their pages, which processes share until one of them writes."""
-    (count,) = DataLoader(FrozenObjects(), None, num_workers=1, worker_init_fn=leave_signals_to_the_parent)
+    (count,) = DataLoader(FrozenObjects(), None, num_workers=1, worker_init_fn=begin_worker)
     assert count > len(gc.get_objects()) / 2
     assert gc.get_freeze_count() == 0
 
@@ -97,7 +97,7 @@ OTHER_PROCESSES = """
 import multiprocessing, signal, sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader
-from ccr_lightning.data.workers import end_with_this_process, leave_signals_to_the_parent
+from ccr_lightning.data.workers import end_with_this_process, begin_worker
 
 def other(ready, saved):
     signal.signal(signal.SIGTERM, lambda *_: (saved.touch(), sys.exit()))
@@ -106,7 +106,7 @@ def other(ready, saved):
 
 ready, saved = Path("ready"), Path("saved")
 multiprocessing.Process(target=other, args=(ready, saved), daemon=True).start()
-batches = end_with_this_process(iter(DataLoader(range(99), num_workers=1, worker_init_fn=leave_signals_to_the_parent)))
+batches = end_with_this_process(iter(DataLoader(range(99), num_workers=1, worker_init_fn=begin_worker)))
 next(batches)
 while not ready.exists():
     time.sleep(0.01)
@@ -123,10 +123,10 @@ def test_a_process_that_is_no_worker_ends_as_it_would(tmp_path):
 FORKED = """
 import atexit, os, sys
 from torch.utils.data import DataLoader
-from ccr_lightning.data.workers import end_with_this_process, leave_signals_to_the_parent
+from ccr_lightning.data.workers import end_with_this_process, begin_worker
 
 def loader():
-    return end_with_this_process(iter(DataLoader(range(9), num_workers=1, worker_init_fn=leave_signals_to_the_parent)))
+    return end_with_this_process(iter(DataLoader(range(9), num_workers=1, worker_init_fn=begin_worker)))
 
 before = atexit._ncallbacks()
 for _ in range(3):

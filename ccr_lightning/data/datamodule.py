@@ -28,7 +28,7 @@ from ccr_lightning.data.store import LEFT_OUT, Store, open_store, read_left_out,
 from ccr_lightning.data.store_reader import StoreReader
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
-from ccr_lightning.data.workers import end_with_this_process, leave_signals_to_the_parent
+from ccr_lightning.data.workers import begin_worker, end_with_this_process
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, load_json, settings_sha256
 from ccr_lightning.types import Batch, CaptionBatch, ImageBatch
@@ -514,7 +514,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         return {
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": leave_signals_to_the_parent,
+            "worker_init_fn": begin_worker,
         }
 
 

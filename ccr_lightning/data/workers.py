@@ -1,4 +1,4 @@
-"""Processes that load batches: when they end, and what it means that one has ended too early."""
+"""Processes that load batches: how they begin, when they end, and what it means that one has ended too early."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ os.register_at_fork(after_in_child=_WORKERS.clear)  # another process has none y
 _ENDED = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: (?P<signal>[^.]+)|exited unexpect)")
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
-    """Ignores SIGTERM and Ctrl-C, which a terminal or a scheduler sends to a whole group of processes.
+def begin_worker(worker: int) -> None:
+    """Leaves signals and objects to the parent: SIGTERM and Ctrl-C, which are sent to a whole group, are ignored.
 
     The parent may still need batches to end in order. It ends its workers itself, see :func:`end_with_this_process`,
     and a worker whose parent has died ends, too.

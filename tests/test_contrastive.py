@@ -14,6 +14,7 @@ from ccr_lightning.functional import logsumexp
 from ccr_lightning.functional.contrastive import (
     draw_one_caption,
     english_pivot_contrastive_loss,
+    mean_text_contrastive_loss,
     one_to_k_contrastive_loss,
 )
 from ccr_lightning.losses import ContrastiveLoss
@@ -60,6 +61,9 @@ CASES = {
     "one image only": (holes(), torch.full((B,), 4)),
 }
 cases = pytest.mark.parametrize(("mask", "ids"), CASES.values(), ids=CASES.keys())
+losses = pytest.mark.parametrize(
+    "objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss, mean_text_contrastive_loss]
+)
 
 
 def filled_in(mask, ids):
@@ -116,6 +120,12 @@ def pivot_by_loops(image_embeds, text_embeds, mask, ids, pivot):
     return clip_by_loops(images, texts[pivot], ids) + sum(others) / len(others)
 
 
+def mean_text_by_loops(image_embeds, text_embeds, mask, ids):
+    sums = {i: sum(text_embeds[i, k].numpy() for k in range(K) if mask[i, k]) for i in range(B) if mask[i].any()}
+    means = {i: of / math.sqrt(sum(number**2 for number in of)) for i, of in sums.items()}
+    return clip_by_loops({i: image_embeds[i].numpy() for i in range(B)}, means, ids)
+
+
 @cases
 @pytest.mark.parametrize("weight", [1.0, 0.25])
 def test_one_to_k_is_the_formula(mask, ids, weight):
@@ -139,6 +149,14 @@ def test_english_pivot_is_the_formula(mask, ids, pivot):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
+@cases
+def test_mean_text_is_the_formula(mask, ids):
+    image_embeds, text_embeds = unit(B, D, seed=1), unit(B, K, D, seed=2)
+    loss = mean_text_contrastive_loss(image_embeds, text_embeds, SCALE, caption_mask=mask, image_ids=ids)
+    expected = mean_text_by_loops(image_embeds, text_embeds, *filled_in(mask, ids))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_k_1_is_clip():
     image_embeds, text_embeds = unit(B, D, seed=1), unit(B, 1, D, seed=2)
     logits = SCALE * image_embeds @ text_embeds[:, 0].T
@@ -146,6 +164,7 @@ def test_k_1_is_clip():
     clip = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     torch.testing.assert_close(one_to_k_contrastive_loss(image_embeds, text_embeds, SCALE), clip)
     torch.testing.assert_close(english_pivot_contrastive_loss(image_embeds, text_embeds, SCALE, pivot=0), clip)
+    torch.testing.assert_close(mean_text_contrastive_loss(image_embeds, text_embeds, SCALE), clip)
 
 
 def test_text_to_image_weight_reaches_the_authors_weighting():
@@ -176,11 +195,12 @@ def test_collapsed_embeddings_are_a_uniform_guess():
 
 
 @cases
-@pytest.mark.parametrize("objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss])
+@losses
 def test_shares_of_a_partition_add_up(mask, ids, objective):
     image_embeds, text_embeds = unit(B, D, seed=1), unit(B, K, D, seed=2)
     options = {"caption_mask": mask, "image_ids": ids}
-    options |= {"pivot": 1} if objective is english_pivot_contrastive_loss else {"text_to_image_weight": 0.25}
+    options |= {"pivot": 1} if objective is english_pivot_contrastive_loss else {}
+    options |= {"text_to_image_weight": 0.25} if objective is one_to_k_contrastive_loss else {}
     whole = objective(image_embeds, text_embeds, SCALE, **options)
     shares = [
         objective(image_embeds, text_embeds, SCALE, anchors=anchors, **options)
@@ -191,7 +211,7 @@ def test_shares_of_a_partition_add_up(mask, ids, objective):
 
 
 @cases
-@pytest.mark.parametrize("objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss])
+@losses
 def test_gradient(mask, ids, objective):
     options = {"caption_mask": mask, "image_ids": ids}
     options |= {"pivot": 0} if objective is english_pivot_contrastive_loss else {}
@@ -200,7 +220,7 @@ def test_gradient(mask, ids, objective):
     assert torch.autograd.gradcheck(lambda *tensors: objective(*tensors, **options), inputs)
 
 
-@pytest.mark.parametrize("objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss])
+@losses
 def test_missing_captions_may_hold_anything(objective):
     options = {"pivot": 0} if objective is english_pivot_contrastive_loss else {}
     mask = holes()
@@ -216,7 +236,7 @@ def test_missing_captions_may_hold_anything(objective):
     assert gradients[0][2][mask].abs().min() > 0
 
 
-@pytest.mark.parametrize("objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss])
+@losses
 def test_without_any_caption_the_loss_is_zero_with_a_graph(objective):
     options = {"pivot": 0} if objective is english_pivot_contrastive_loss else {}
     image_embeds, text_embeds = unit(B, D).requires_grad_(), torch.full((B, K, D), math.nan).requires_grad_()
@@ -229,7 +249,7 @@ def test_without_any_caption_the_loss_is_zero_with_a_graph(objective):
     assert all(gradient.abs().sum() == 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss])
+@losses
 def test_nan_embeddings_give_nan(objective):
     options = {"pivot": 0} if objective is english_pivot_contrastive_loss else {}
     image_embeds, text_embeds = unit(B, D), unit(B, K, D)
@@ -269,6 +289,8 @@ def test_shapes_that_do_not_fit(changed, message):
         one_to_k_contrastive_loss(**arguments)
     with pytest.raises(CCRError, match=message):
         english_pivot_contrastive_loss(**arguments, pivot=0)
+    with pytest.raises(CCRError, match=message):
+        mean_text_contrastive_loss(**arguments)
 
 
 @pytest.mark.parametrize("pivot", [-1, K])
@@ -294,6 +316,10 @@ def test_loss_module_is_the_function():
     assert ContrastiveLoss(text_to_image_weight=0.5)(
         image_embeds, text_embeds, SCALE, **given
     ) == one_to_k_contrastive_loss(image_embeds, text_embeds, SCALE, text_to_image_weight=0.5, **given)
+    added = ContrastiveLoss(mean_text_weight=0.7)(image_embeds, text_embeds, SCALE, **given)
+    assert added == one_to_k_contrastive_loss(image_embeds, text_embeds, SCALE, **given) + 0.7 * (
+        mean_text_contrastive_loss(image_embeds, text_embeds, SCALE, **given)
+    )
     assert ContrastiveLoss("english_pivot", pivot_language="fr")(
         image_embeds, text_embeds, SCALE, languages=("en", "de", "fr"), **given
     ) == english_pivot_contrastive_loss(image_embeds, text_embeds, SCALE, pivot=2, **given)
@@ -307,6 +333,11 @@ def test_loss_module_refuses_what_does_not_suit_the_objective():
         ContrastiveLoss("one_to_many")
     with pytest.raises(CCRError, match=r"text_to_image_weight=0\.5"):
         ContrastiveLoss("one_to_one", text_to_image_weight=0.5)
+    with pytest.raises(CCRError, match=r"mean_text_weight=0\.5 has no meaning"):
+        ContrastiveLoss("english_pivot", mean_text_weight=0.5)
+    for weight in (-0.5, math.nan):
+        with pytest.raises(CCRError, match=f"mean_text_weight={weight}"):
+            ContrastiveLoss(mean_text_weight=weight)
     with pytest.raises(CCRError, match="one text per image, but text_embeds has 3"):
         ContrastiveLoss("one_to_one")(unit(B, D), unit(B, K, D), SCALE)
     for languages in (None, ("de", "fr", "cs"), ("en", "de")):

@@ -13,7 +13,7 @@ from ccr_lightning.functional.logsumexp import DENSE_CELLS
 from ccr_lightning.losses import ContrastiveLoss
 
 B, K, WIDTH = 200, 4, 6  # images per rank, captions of each, width of the inputs
-WEIGHTS = (1.0, 1 / K)
+SETTINGS = ({}, {"text_to_image_weight": 1 / K}, {"mean_text_weight": 0.5})
 
 
 class Towers(nn.Module):
@@ -41,7 +41,7 @@ def whole_batch(world_size):
     return images, texts, mask, ids
 
 
-def formula(images, texts, scale, mask, ids, weight):
+def formula(images, texts, scale, mask, ids, text_to_image_weight=1.0, mean_text_weight=0.0):
     """A mean over its positives for each anchor that has some, then a mean over these anchors, in each direction."""
     logits = scale * torch.einsum("id,jkd->ijk", images, texts)
     positive = (ids[:, None] == ids)[:, :, None] & mask
@@ -54,15 +54,19 @@ def formula(images, texts, scale, mask, ids, weight):
     of_images = logits.masked_fill(~mask, -torch.inf).flatten(1).log_softmax(1)
     of_texts = logits.flatten(1).T.log_softmax(1)
     to_text = mean_over_anchors(of_images, positive.flatten(1))
-    return 0.5 * (to_text + weight * mean_over_anchors(of_texts, positive.flatten(1).T))
+    loss = 0.5 * (to_text + text_to_image_weight * mean_over_anchors(of_texts, positive.flatten(1).T))
+    if mean_text_weight:
+        means = F.normalize((texts * mask[:, :, None]).sum(1), dim=-1)[:, None]
+        loss = loss + mean_text_weight * formula(images, means, scale, mask.any(1)[:, None], ids)
+    return loss
 
 
 def of_rank(rank, world_size):
     images, texts, mask, ids = (of[rank * B : (rank + 1) * B] for of in whole_batch(world_size))
     found = []
-    for weight in WEIGHTS:
+    for settings in SETTINGS:
         towers = DistributedDataParallel(Towers())
-        loss = ContrastiveLoss(text_to_image_weight=weight)(*towers(images, texts), caption_mask=mask, image_ids=ids)
+        loss = ContrastiveLoss(**settings)(*towers(images, texts), caption_mask=mask, image_ids=ids)
         loss.backward()
         found.append((loss.detach(), [parameter.grad for parameter in towers.parameters()]))
     return found
@@ -75,9 +79,9 @@ def test_tiles_over_gathered_candidates(world_size, tmp_path):
     ranks = results_of_ranks(of_rank, world_size, tmp_path)
     images, texts, mask, ids = whole_batch(world_size)
     assert len(ids.unique()) < 0.8 * len(ids)
-    for number, weight in enumerate(WEIGHTS):
+    for number, settings in enumerate(SETTINGS):
         towers = Towers()
-        loss = formula(*towers(images, texts), mask, ids, weight)
+        loss = formula(*towers(images, texts), mask, ids, **settings)
         loss.backward()
         gradients = [parameter.grad for parameter in towers.parameters()]
         assert all(gradient.abs().max() > 1e-3 for gradient in gradients)

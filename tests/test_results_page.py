@@ -1,5 +1,6 @@
 """The page of results of benchmarks.objectives: every table, recomputed from the records it is made of."""
 
+import json
 import re
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def made_up(results):
             ]
             record["angles"] = [
                 {"step": step, **{part: {"of a step": draw(5, 90), "of their mean": draw(1, 50)} for part in PARTS}}
-                for step in (0, 120, 240, 360)
+                for step in (0, 72, 144, 216)
             ]
         results.found[record["key"]] = record
     results.write()
@@ -108,6 +109,19 @@ def test_a_number_that_is_changed_is_found(text_and_records, part):
     changed = table[: number.start()] + str(float(number[0]) + 1.5) + table[number.end() :]
     with pytest.raises(AssertionError):
         getattr(recomputed, part)(before + title + changed, records, *more)
+
+
+def test_learning_rates_are_those_that_were_best_in_tuning():
+    """By the mean of both splits' mean recall on validation."""
+    lines = (ROOT / "docs" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["seed"] == plan.TUNING_SEED]
+    for objective in ("one_to_k", "one_to_one", "english_pivot"):
+        found = {rate: [] for rate in plan.LEARNING_RATES}
+        for record in records:
+            if record["objective"] == objective and "model.lr" in record["options"]:
+                found[record["options"]["model.lr"]].append(record["scores"]["mean_recall"])
+        assert {len(scores) for scores in found.values()} == {2}
+        assert recomputed.configured_rate(objective) == max(found, key=lambda rate: sum(found[rate]))
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="nothing has been trained")

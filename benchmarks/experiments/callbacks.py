@@ -96,7 +96,7 @@ class GradientAngles(Callback):
         draws: Steps that are drawn for each batch.
     """
 
-    def __init__(self, every_n_epochs: int = 5, batches: int = 4, draws: int = 8) -> None:
+    def __init__(self, every_n_epochs: int = 3, batches: int = 4, draws: int = 8) -> None:
         self.every_n_epochs, self.batches, self.draws = every_n_epochs, batches, draws
         self.rows: list[dict[str, Any]] = []
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.logsumexp import product_logsumexp
@@ -201,6 +202,68 @@ def one_to_k_contrastive_loss(
             None if image_ids is None else _groups(image_ids),
             batch.logit_scale,
             text_to_image_weight,
+            anchors,
+            is_tiled,
+        )
+
+
+def mean_text_contrastive_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    caption_mask: Tensor | None = None,
+    image_ids: Tensor | None = None,
+    anchors: slice | None = None,
+    is_tiled: bool | None = None,
+) -> Tensor:
+    r"""CLIP's symmetric loss between images and the means of their texts over the languages, to add to the 1-to-K loss.
+
+    With the mean text :math:`m_i = \sum_k t_{ik} / \lVert \sum_k t_{ik} \rVert` over the captions that are there,
+    and :math:`s(i, j) = v_i \cdot m_j / \tau`,
+
+    .. math::
+        L = -\frac{1}{2B} \sum_i \Big[
+            \log \frac{e^{s(i, i)}}{\sum_j e^{s(i, j)}} + \log \frac{e^{s(i, i)}}{\sum_j e^{s(j, i)}} \Big].
+
+    It is not of the paper: docs/results.md has what it does to recall and MRV. The languages need not agree for it, but
+    it teaches all of them at once what sets an image apart. With one language it is CLIP's loss itself.
+
+    Rows with the same image id are positives of each other. An image without any caption has no mean text, and stays a
+    candidate of text→image.
+
+    Args:
+        image_embeds: (B, D), L2-normalised.
+        text_embeds: (B, K, D), L2-normalised; those of missing captions may hold anything.
+        logit_scale: One number, the inverse of the temperature.
+        caption_mask: (B, K) bool, False where an image has no caption in a language; by default all are there.
+        image_ids: (B,), equal for rows that show the same image; by default every row shows another one.
+        anchors: Rows whose terms are summed, as for ``one_to_k_contrastive_loss``.
+        is_tiled: Which form to compute, as for ``one_to_k_contrastive_loss``.
+
+    Returns:
+        Scalar, not negative, at least in float32. 0 (with a graph) if there is no caption at all; NaN if an embedding
+        that takes part is NaN.
+
+    Raises:
+        CCRError: If shapes or dtypes do not fit together, or if the batch is empty.
+
+    Example:
+        >>> image_embeds = torch.eye(2)
+        >>> text_embeds = image_embeds[:, None].expand(2, 3, 2)  # three perfect translations each
+        >>> mean_text_contrastive_loss(image_embeds, text_embeds, 100.0).item()
+        0.0
+    """
+    batch = embedded_batch(image_embeds, text_embeds, logit_scale, caption_mask, image_ids)
+    with torch.autocast(batch.images.device.type, enabled=False):
+        return _symmetric_loss(
+            batch.images,
+            None,
+            F.normalize(batch.texts.sum(1, keepdim=True), dim=-1),
+            None if caption_mask is None else caption_mask.any(1, keepdim=True),
+            None if image_ids is None else _groups(image_ids),
+            batch.logit_scale,
+            1.0,
             anchors,
             is_tiled,
         )

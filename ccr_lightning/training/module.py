@@ -63,6 +63,8 @@ class RetrievalModule(LightningModule):
             or what the paper compares with: ``one_to_one`` (one random language per image and step) or
             ``english_pivot`` (image-pivot and pivot-other).
         text_to_image_weight: Weight of text→image in ``one_to_k``; 1/K is that of the authors' code.
+        mean_text_weight: Weight of the contrastive loss between images and the means of their texts, beside that of
+            ``one_to_k``; 0 leaves it out, as the paper does.
         pivot_language: The pivot of ``english_pivot``.
         contrastive_weight: Weight of the contrastive loss.
         matching_weight: Weight of the matching loss with hard negatives.
@@ -102,6 +104,7 @@ class RetrievalModule(LightningModule):
         retriever: DualEncoder,
         objective: Objective = "one_to_k",
         text_to_image_weight: float = 1.0,
+        mean_text_weight: float = 0.0,
         pivot_language: str = "en",
         contrastive_weight: float = 1.0,
         matching_weight: float = 1.0,
@@ -145,7 +148,10 @@ class RetrievalModule(LightningModule):
             raise CCRError("chunk_size and is_compiled do not go together: leave one of them out.")
         self.retriever = retriever
         self.contrastive = ContrastiveLoss(
-            objective, text_to_image_weight=text_to_image_weight, pivot_language=pivot_language
+            objective,
+            text_to_image_weight=text_to_image_weight,
+            mean_text_weight=mean_text_weight,
+            pivot_language=pivot_language,
         )
         self.loss_weights = {
             "contrastive": contrastive_weight,

@@ -22,7 +22,7 @@ from benchmarks.experiments.running import Results, run
 from benchmarks.experiments.trial import OBJECTIVES, SPLITS, Trial
 from benchmarks.measure import one_or_more
 
-PARTS = ("tuning", "objectives", "mechanisms", "candidates", "ablations")
+PARTS = ("tuning", "objectives", "mechanisms", "candidates", "beyond", "ablations")
 REDUCED_SEEDS = plan.SEEDS[:2]
 
 
@@ -34,7 +34,9 @@ def trials(part: str) -> list[Trial]:
         return sorted(tuned, key=lambda trial: trial.seed)
     if part == "candidates":
         return [trial for of in plan.candidates().values() for trial in of]
-    if part == "objectives":
+    if part == "beyond":
+        rows = [row for split in SPLITS for row in plan.beyond(split)]
+    elif part == "objectives":
         rows = [row for split in SPLITS for budget in plan.BUDGETS for row in plan.objectives(budget, split)]
     else:
         rows = plan.mechanisms() if part == "mechanisms" else [row for of in plan.ablations().values() for row in of]

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +100,12 @@ def values(records: list[dict[str, Any]], column: str) -> list[float]:
         return [score["mrv"][DIRECTIONS[column[:3]]] for score in scores]
     if column in ("MRV", "MRSD"):
         return [score[column.lower()]["mean"] for score in scores]
+    if column in ("R@1 of the rarest", "R@1 of the unseen"):
+        languages = ("ar", "fa", "id", "ko") if column.endswith("rarest") else ("ar", "ko", "pt")
+        return [
+            100 * np.mean([list(score["recall@1_of_language"][language].values()) for language in languages])
+            for score in scores
+        ]
     if column == "mean recall":
         return [100 * score["mean_recall"] for score in scores]
     if column == "worst language":
@@ -147,28 +154,45 @@ def objectives(text: str, records: Records, time: dict[str, int]) -> tuple[int, 
         if match := re.fullmatch(r"(equal .+), `(\w+)` split", table.title):
             checked += check_rows(table, lambda name, match=match: of(name, *match.groups()))
     (differences,) = [table for table in tables(text) if table.title.startswith("1-to-K against the others")]
+    compared = check_differences(
+        (of("1-to-K", budget, split), of(other, budget, split), *shown)
+        for budget, split, other, *shown in differences.rows
+    )
+    better = [(value > 0) == (quantity in ("R@1", "worst language")) for _, value, quantity in compared]
+    confirmed = sum(p < 0.05 and is_better for (p, *_), is_better in zip(compared, better, strict=True))
+    opposite = sum(p < 0.05 for p, *_ in compared) - confirmed
+    says = f"Of {len(compared)} comparisons {confirmed} confirm the claim, {opposite} say the opposite, and "
+    assert says + str(len(compared) - confirmed - opposite) in " ".join(text.split())
+    return checked, len(compared)
+
+
+def check_difference(said: str, own: list[float], others: list[float], is_ratio: bool) -> tuple[float, float]:
+    """A mean difference or quotient and its interval; return the p of the paired t-test and the difference."""
+    if is_ratio:
+        own, others = list(np.log(own)), list(np.log(others))
+    test, difference = stats.ttest_rel(own, others), np.mean(np.subtract(own, others))
+    numbers = [difference, *test.confidence_interval(0.95)]
+    numbers = list(np.exp(numbers)) if is_ratio else numbers
+    shown = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", said)]
+    assert shown == pytest.approx(numbers, abs=0.0051 if is_ratio else 0.051), said
+    return float(test.pvalue), float(difference)
+
+
+def check_differences(rows: Iterable[tuple[Any, ...]]) -> list[tuple[float, float, str]]:
+    """The lines of a table of differences: own and other records, quantity, what is said of it, and Holm's p.
+
+    Return p as it is shown, the mean difference and the quantity of each.
+    """
     compared = []
-    for budget, split, other, quantity, said, p in differences.rows:
-        own, others = values(of("1-to-K", budget, split), quantity), values(of(other, budget, split), quantity)
-        is_ratio = quantity == "MRV"
-        if is_ratio:
-            own, others = list(np.log(own)), list(np.log(others))
-        test = stats.ttest_rel(own, others)
-        numbers = [np.mean(np.subtract(own, others)), *test.confidence_interval(0.95)]
-        numbers = list(np.exp(numbers)) if is_ratio else numbers
-        shown = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", said)]
-        assert shown == pytest.approx(numbers, abs=0.0051 if is_ratio else 0.051), (budget, split, other, quantity)
-        compared.append((test.pvalue, float(p), np.mean(np.subtract(own, others)), quantity))
+    for own_records, other_records, quantity, said, p in rows:
+        own, others = values(own_records, quantity), values(other_records, quantity)
+        pvalue, value = check_difference(said, own, others, is_ratio=quantity == "MRV")
+        compared.append((pvalue, float(p), value, quantity))
     highest = 0.0
     for place, (raw, adjusted, *_) in enumerate(sorted(compared)):
         highest = max(highest, min(1.0, (len(compared) - place) * raw))
         assert adjusted == pytest.approx(highest, rel=0.06)
-    better = [(value > 0) == (quantity in ("R@1", "worst language")) for *_, value, quantity in compared]
-    confirmed = sum(p < 0.05 and is_better for (_, p, *_), is_better in zip(compared, better, strict=True))
-    opposite = sum(p < 0.05 for _, p, *_ in compared) - confirmed
-    says = f"Of {len(compared)} comparisons {confirmed} confirm the claim, {opposite} say the opposite, and "
-    assert says + str(len(compared) - confirmed - opposite) in " ".join(text.split())
-    return checked, len(compared)
+    return [(p, value, quantity) for _, p, value, quantity in compared]
 
 
 def _setting(title: str, name: str) -> dict[str, Any]:
@@ -203,6 +227,13 @@ def _setting(title: str, name: str) -> dict[str, Any]:
     return {}
 
 
+BASES = {  # of tables that are of 1-to-K alone
+    "languages per step": "K = 4",
+    "losses": "contrastive",
+    "temperature at the start": "0.07",
+    "weight of text to image": "1",
+    "batch size": "128",
+}
 ABLATIONS = (
     *("length of training", "languages per step", "losses", "temperature at the start", "weight of text to image"),
     *("batch size", "missing captions", "rare languages", "unseen languages", "swapped captions"),
@@ -221,7 +252,18 @@ def ablations(text: str, records: Records) -> int:
                 objective, change = "1-to-K", row
             return records.of(OBJECTIVES[objective], "composition", [0, 1, 2], **_setting(title, change))
 
-        checked += check_rows(table, of)
+        checked += check_rows(Table(title, table.head[:-2], [row[:-2] for row in table.rows]), of)
+        assert table.head[-2:] == ["R@1, difference", "MRV, quotient"]
+        for name, *_, difference, quotient in table.rows:
+            _, comma, change = name.partition(",")
+            base = BASES.get(title, f"1-to-K{comma}{change}")
+            for cell, quantity in ((difference, "R@1"), (quotient, "MRV")):
+                assert (cell == "–") == (name == base)
+                if name != base:
+                    own, others = values(of(name), quantity), values(of(base), quantity)
+                    p, _ = check_difference(cell, own, others, is_ratio=quantity == "MRV")
+                    assert cell.startswith("**") == (p < 0.05)
+                    checked += 1
     return checked
 
 
@@ -263,16 +305,43 @@ def candidates(text: str, records: Records) -> int:
     return len(table.rows) * (len(table.head) - 1)
 
 
+def beyond(text: str, records: Records) -> int:
+    """1-to-K with and without the mean text; return the number of cells."""
+
+    def of(name: str, split: str) -> list[dict[str, Any]]:
+        options = {"options": {"model.mean_text_weight": 0.5}} if name == "1-to-K, mean text" else {}
+        return records.of("one_to_k", split, [0, 1, 2, 3, 4], **options)
+
+    checked = 0
+    for table in tables(text):
+        if match := re.fullmatch(r"With and without the mean text, `(\w+)` split", table.title):
+            assert [name for name, *_ in table.rows] == ["1-to-K", "1-to-K, mean text"]
+            checked += check_rows(table, lambda name, split=match[1]: of(name, split))
+    (differences,) = [table for table in tables(text) if "with the mean text" in table.head]
+    compared = check_differences(
+        (of("1-to-K, mean text", split), of("1-to-K", split), *shown) for split, *shown in differences.rows
+    )
+    return checked + len(compared)
+
+
 def tuning(text: str, records: Records) -> int:
     """Mean recall by learning rate; return the number of cells."""
     (table,) = [table for table in tables(text) if table.head[0] == "objective" and _is_number(table.head[1])]
+    (finalists,) = [table for table in tables(text) if "learning rate" in table.head]
+
+    def check(name: str, rate: float, split: str, seeds: list[int], shown: str) -> None:
+        options = {"model.lr": rate} if rate != configured_rate(OBJECTIVES[name]) else {}
+        of = records.of(OBJECTIVES[name], split, seeds, scored="val", options=options)
+        check_cell(shown, values(of, "mean recall"))
+
     for name, *cells in table.rows:
         for rate, cell in zip(table.head[1:], cells, strict=True):
             for split, shown in zip(("composition", "family"), cell.split(", "), strict=True):
-                options = {"model.lr": float(rate)} if float(rate) != configured_rate(OBJECTIVES[name]) else {}
-                of = records.of(OBJECTIVES[name], split, [1000], scored="val", options=options)
-                check_cell(shown, values(of, "mean recall"))
-    return len(table.rows) * (len(table.head) - 1)
+                check(name, float(rate), split, [1000], shown)
+    for name, rate, *cells in finalists.rows:
+        for split, shown in zip(finalists.head[2:], cells, strict=True):
+            check(name, float(rate), split, [1000, 1001, 1002], shown)
+    return sum(len(of.rows) * (len(of.head) - 1) for of in (table, finalists)) - len(finalists.rows)
 
 
 def _is_number(text: str) -> bool:

@@ -10,17 +10,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ccr_lightning.functional.contrastive import one_to_k_contrastive_loss
+from ccr_lightning.functional.contrastive import mean_text_contrastive_loss, one_to_k_contrastive_loss
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def mean_text(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's loss between images and the normalised means of their texts over the languages."""
-    means = F.normalize(text_embeds.mean(1), dim=-1)
-    return one_to_k_contrastive_loss(image_embeds, means[:, None], logit_scale)
+    return mean_text_contrastive_loss(image_embeds, text_embeds, logit_scale)
 
 
 def agreement(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -9,32 +10,49 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from benchmarks.experiments import plan
-from benchmarks.experiments.page import BUDGET_NAMES, NAMES, english_and_others, records_of
+from benchmarks.experiments.page import BUDGET_NAMES, NAMES, english_and_others, named, records_of
 from benchmarks.experiments.quantities import Record, average
 from benchmarks.experiments.running import Results
 from benchmarks.experiments.trial import SPLITS
 
 _COLOURS = {"one_to_k": "tab:blue", "one_to_one": "tab:orange", "english_pivot": "tab:green"}
+_BEYOND = {"one_to_k, mean text": "tab:red"}
+_VARIED = {  # title of a table of ablations, and what stands below its axis
+    "length of training": "epochs",
+    "languages per step": "languages per step (K)",
+    "missing captions": "missing captions, %",
+    "swapped captions": "swapped captions, %",
+}
 _MARKERS = {"images": "o", "tokens": "s", "time": "^"}
 
 
 def draw(results: Results, folder: Path, seeds: Sequence[int] = plan.SEEDS) -> None:
     """Write those figures whose trainings are there."""
-    found = {
-        (split, budget, row.name): records
+    wanted = [
+        (split, budget, row)
         for split in SPLITS
         for budget in plan.BUDGETS
         for row in plan.objectives(budget, split, seeds)
-        if (records := records_of(row, results))
+    ]
+    wanted += [(split, "images", row) for split in SPLITS for row in plan.beyond(split, seeds)[1:]]
+    found = {
+        (split, budget, row.name): records for split, budget, row in wanted if (records := records_of(row, results))
     }
     if found:
         _save(objectives(found), folder / "objectives.png")
     rows = {row.name: records_of(row, results) for row in plan.mechanisms()}
     if all(rows.values()):
         _save(mechanisms(rows), folder / "mechanisms.png")
+    varied = {
+        title: [(row.name, records) for row in plan.ablations()[title] if (records := records_of(row, results))]
+        for title in _VARIED
+    }
+    if all(varied.values()):
+        _save(ablations(varied), folder / "ablations.png")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -54,12 +72,10 @@ def objectives(found: Mapping[tuple[str, str, str], Sequence[Record]]) -> Figure
                 recall, mrv = average(records, "R@1"), average(records, "MRV")
                 axes.errorbar(
                     recall.value, mrv.value, xerr=recall.half, yerr=mrv.half,
-                    fmt=_MARKERS[budget], color=_COLOURS[name], markersize=5, elinewidth=1,
-                    label=f"{NAMES[name]}, {BUDGET_NAMES[budget]}",
+                    fmt=_MARKERS[budget], color=(_COLOURS | _BEYOND)[name], markersize=5, elinewidth=1,
+                    label=f"{named(name)}, {BUDGET_NAMES[budget]}",
                 )  # fmt: skip
-        axes.set_yscale("log")
-        for of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            of("{x:g}")
+        _log(axes)
         _label(axes, f"{split} split", "R@1, %", "MRV")
     drawn.legend(
         *drawn.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
@@ -94,6 +110,42 @@ def mechanisms(rows: Mapping[str, Sequence[Record]]) -> Figure:
     _label(recall, "R@1 in the course of training, %", "English", "mean of the other languages")
     recall.legend(fontsize=8, frameon=False)
     return drawn
+
+
+def ablations(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]) -> Figure:
+    """R@1 and MRV of each objective against what was varied, with intervals."""
+    drawn = Figure(figsize=(10, 5), layout="constrained")
+    panels = drawn.subplots(2, len(varied), sharex="col", sharey="row")
+    for column, (title, rows) in zip(panels.T, varied.items(), strict=True):
+        for objective, colour in _COLOURS.items():
+            of = [(name, records) for name, records in rows if records[0]["objective"] == objective]
+            at = [float(number[0]) if (number := re.search(r"\d+", name)) else 0.0 for name, _ in of]
+            for axes, quantity in zip(column, ("R@1", "MRV"), strict=True):
+                means = [average(records, quantity) for _, records in of]
+                axes.errorbar(
+                    at, [mean.value for mean in means], yerr=[mean.half for mean in means],
+                    color=colour, linewidth=1.2, elinewidth=1, marker="o", markersize=3, label=NAMES[objective],
+                )  # fmt: skip
+        if title in ("length of training", "languages per step"):
+            column[0].set_xscale("log", base=2)
+            column[0].xaxis.set_major_formatter("{x:g}")
+        _log(column[1])
+        _label(column[0], title, "", "")
+        _label(column[1], "", _VARIED[title], "")
+    for axes, name in zip(panels[:, 0], ("R@1, %", "MRV"), strict=True):
+        axes.set_ylabel(name, fontsize=8)
+    drawn.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
+    return drawn
+
+
+def _log(axes: Axes) -> None:
+    """An axis upwards with 1, 2, 5, 10, ..."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _label(axes: Axes, title: str, across: str, up: str) -> None:

@@ -25,6 +25,10 @@ SCORES = (
     *("i2t MRV", "t2i MRV", "MRSD", "worst language", "below English"),
 )
 OF_ABLATIONS = ("R@1", "R@10", "MRV", "MRSD", "worst language", "below English", "CPU s")
+ALSO_OF = {"rare languages": ("R@1 of the rarest",), "unseen languages": ("R@1 of the unseen",)}
+COMPARED = {"R@1": "R@1, difference", "MRV": "MRV, quotient"}
+SAME = "–"
+OF_BEYOND = ("R@1", "R@10", "MRV", "worst language", "below English")
 ERROR = 0.05  # of all comparisons together
 YES, NO, UNDECIDED = "yes", "**no, the opposite**", "undecided"
 NOT_RUN = "not run"
@@ -64,7 +68,8 @@ def page(results: Results, seeds: Sequence[int] = plan.SEEDS) -> str:
         differences=_differences(found),
         mechanisms=_mechanisms(results),
         candidates=_candidates(results),
-        ablations=[(name, table_of(rows, OF_ABLATIONS, results, name)) for name, rows in plan.ablations().items()],
+        beyond=_beyond(results, seeds),
+        ablations=[(name, _ablation(name, rows, results)) for name, rows in plan.ablations().items()],
         tuning=_tuning(results),
         run=_run(results),
     )
@@ -86,11 +91,19 @@ def table_of(rows: Sequence[Row], columns: Sequence[str], results: Results, firs
     lines = []
     for row in rows:
         records = records_of(row, results)
-        name, comma, change = row.name.partition(",")
-        lines.append(
-            [f"{NAMES.get(name, name)}{comma}{change}", *(shown(records, of) if records else NOT_RUN for of in columns)]
-        )
+        lines.append([named(row.name), *(shown(records, of) if records else NOT_RUN for of in columns)])
     return table([first, *columns], lines)
+
+
+def named(row: str) -> str:
+    """The name of a row as it is shown.
+
+    Example:
+        >>> named("one_to_one, 5 epochs")
+        'one random language, 5 epochs'
+    """
+    name, comma, change = row.partition(",")
+    return f"{NAMES.get(name, name)}{comma}{change}"
 
 
 def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str], Compared]:
@@ -211,17 +224,68 @@ def _candidates(results: Results) -> str:
     return table(["term, weight", *SPLITS], lines)
 
 
-def _tuning(results: Results) -> str:
-    by_rate: dict[tuple[str, float], list[str]] = {}
-    for trial in plan.tuning():
-        record = results.of(trial)
-        cell = shown([record], "mean recall") if record else NOT_RUN
-        by_rate.setdefault((trial.objective, trial.options["model.lr"]), []).append(cell)
-    lines = [
-        [NAMES[objective], *(", ".join(by_rate[objective, rate]) for rate in plan.LEARNING_RATES)]
+def _ablation(name: str, rows: Sequence[Row], results: Results) -> str:
+    """Its table; in the last columns each row against that it is compared with."""
+    columns = (*ALSO_OF.get(name, ()), *OF_ABLATIONS)
+    lines = []
+    for row in rows:
+        records, base = records_of(row, results), plan.reference(row, rows)
+        against = [SAME] * len(COMPARED)
+        if base is not None:
+            others = records_of(base, results)
+            against = [_bold(compared(records, others, of), of) if records and others else NOT_RUN for of in COMPARED]
+        lines.append([named(row.name), *(shown(records, of) if records else NOT_RUN for of in columns), *against])
+    return table([name, *columns, *COMPARED.values()], lines)
+
+
+def _bold(found: Difference, quantity: str) -> str:
+    """A comparison, in bold where its interval leaves out that there is no difference."""
+    words = said(found, quantity)
+    return f"**{words}**" if abs(found.value) > found.half else words
+
+
+def _beyond(results: Results, seeds: Sequence[int]) -> dict[str, Any]:
+    rows = {split: plan.beyond(split, seeds) for split in SPLITS}
+    found = {
+        (split, quantity): compared(*records, quantity)
+        for split, (plain, added) in rows.items()
+        if all(records := [records_of(row, results) for row in (added, plain)])
+        for quantity in OF_BEYOND
+    }
+    adjusted = holm([of.p for of in found.values()])
+    return {
+        "tables": [(split, table_of(of, SCORES, results, "objective")) for split, of in rows.items()],
+        "differences": table(
+            ["split", "of", "with the mean text", "p (Holm)"],
+            [
+                [split, quantity, said(of, quantity), f"{p:.2g}"]
+                for ((split, quantity), of), p in zip(found.items(), adjusted, strict=True)
+            ],
+        ),
+    }
+
+
+def _tuning(results: Results) -> dict[str, str]:
+    def cell(objective: str, rate: float, split: str, seeds: int) -> str:
+        found = records_of(Row("", plan.tuning(objective, rate, split)[:seeds]), results)
+        return shown(found, "mean recall") if found else NOT_RUN
+
+    all_rates = [
+        [
+            NAMES[objective],
+            *(", ".join(cell(objective, rate, split, 1) for split in SPLITS) for rate in plan.LEARNING_RATES),
+        ]
         for objective in OBJECTIVES
     ]
-    return table(["objective", *(f"{rate:g}" for rate in plan.LEARNING_RATES)], lines)
+    finalists = [
+        [NAMES[objective], f"{rate:g}", *(cell(objective, rate, split, len(plan.TUNING_SEEDS)) for split in SPLITS)]
+        for objective, rates in plan.FINALISTS.items()
+        for rate in rates
+    ]
+    return {
+        "rates": table(["objective", *(f"{rate:g}" for rate in plan.LEARNING_RATES)], all_rates),
+        "finalists": table(["objective", "learning rate", *SPLITS], finalists),
+    }
 
 
 def _run(results: Results) -> dict[str, Any]:

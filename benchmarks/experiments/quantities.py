@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.experiments.intervals import Difference, Mean, difference, mean
-from benchmarks.experiments.plan import PIVOT
+from benchmarks.experiments.plan import PIVOT, RARE, UNSEEN
 
 Record = Mapping[str, Any]
 _SHORT = {"i2t": "image_to_text", "t2i": "text_to_image"}
@@ -43,9 +43,20 @@ def _gap(record: Record) -> float:
     return 100 * (of[PIVOT] - statistics.mean(value for name, value in of.items() if name != PIVOT))
 
 
+def _of_languages(languages: Collection[str]) -> Callable[[Record], float]:
+    def of(record: Record) -> float:
+        found = record["scores"]["recall@1_of_language"]
+        return 100 * statistics.mean(found[name][direction] for name in languages for direction in _SHORT.values())
+
+    return of
+
+
+RAREST = [language for language, share in RARE.items() if share == min(RARE.values())]
 QUANTITIES = {
     **{f"{d} R@{k}": Quantity(_recall(d, k), 1) for d in _SHORT for k in (1, 5, 10)},
     **{f"R@{k}": Quantity(_both(k), 1) for k in (1, 5, 10)},
+    "R@1 of the rarest": Quantity(_of_languages(RAREST), 1),
+    "R@1 of the unseen": Quantity(_of_languages(UNSEEN), 1),
     "mean recall": Quantity(lambda record: 100 * float(record["scores"]["mean_recall"]), 1),
     "MRV": Quantity(_spread("mrv", "mean"), 1, is_ratio=True),
     **{f"{d} MRV": Quantity(_spread("mrv", direction), 1, is_ratio=True) for d, direction in _SHORT.items()},

@@ -107,14 +107,19 @@ def named(row: str) -> str:
 
 
 def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str], Compared]:
-    """By budget and split, each claim's comparison; p is adjusted over all of them together."""
+    """By budget and split, each claim's comparison; p is adjusted over all of them together.
+
+    Comparisons of the same trainings count once, at equal images.
+    """
     found: dict[tuple[str, str], dict[Claim, Difference]] = {}
     for split in SPLITS:
         for budget in plan.BUDGETS:
             rows = {row.name: records_of(row, results) for row in plan.objectives(budget, split, seeds)}
             if all(rows.values()):
                 found[budget, split] = {
-                    claim: compared(rows["one_to_k"], rows[claim.other], claim.quantity) for claim in CLAIMS
+                    claim: compared(rows["one_to_k"], rows[claim.other], claim.quantity)
+                    for claim in CLAIMS
+                    if budget == "images" or plan.BUDGETS[budget][claim.other] != plan.EPOCHS
                 }
     adjusted = iter(holm([of.p for by_claim in found.values() for of in by_claim.values()]))
     return {where: {claim: (of, next(adjusted)) for claim, of in by_claim.items()} for where, by_claim in found.items()}
@@ -137,10 +142,19 @@ def verdict(found: Difference, p: float, is_higher: bool) -> str:
 def _in_short(found: dict[tuple[str, str], Compared]) -> dict[str, Any]:
     head = ["with 1-to-K, ...", *(f"{BUDGET_NAMES[budget]}, `{split}`" for budget, split in found)]
     lines = [
-        [claim.words, *(verdict(*by_claim[claim], claim.is_higher) for by_claim in found.values())] for claim in CLAIMS
+        [
+            claim.words,
+            *(verdict(*by_claim[claim], claim.is_higher) if claim in by_claim else SAME for by_claim in found.values()),
+        ]
+        for claim in CLAIMS
     ]
     counted = Counter(cell for line in lines for cell in line[1:])
-    counts = {"all": counted.total(), "yes": counted[YES], "no": counted[NO], "undecided": counted[UNDECIDED]}
+    counts = {
+        "all": counted.total() - counted[SAME],
+        "yes": counted[YES],
+        "no": counted[NO],
+        "undecided": counted[UNDECIDED],
+    }
     return {"verdicts": table(head, lines), "counts": counts}
 
 
@@ -299,6 +313,11 @@ def _run(results: Results) -> dict[str, Any]:
     for name in ("python", "torch", "lightning", "timm"):
         described[name] = counted(record["versions"][name] for record in records)
     described["commits"] = counted(record["commit"] for record in records)
-    described["seeds"] = f"{', '.join(map(str, plan.SEEDS))}; ablations {', '.join(map(str, plan.ABLATION_SEEDS))}"
+    described["seeds"] = "; ".join(
+        f"{of} {', '.join(map(str, seeds))}"
+        for of, seeds in (
+            ("objectives", plan.SEEDS), ("ablations and mechanisms", plan.ABLATION_SEEDS), ("tuning", plan.TUNING_SEEDS)
+        )
+    )  # fmt: skip
     hours = sum(record["cost"]["cpu_seconds"] for record in records) / 3600
     return {"trainings": len(records), "hours": f"{hours:.1f}", "described": described}

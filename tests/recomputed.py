@@ -247,10 +247,7 @@ def ablations(text: str, records: Records) -> int:
         (table,) = [table for table in tables(text) if table.title == title]
 
         def of(row: str, title: str = title) -> list[dict[str, Any]]:
-            objective, _, change = row.partition(", ")
-            if objective not in OBJECTIVES:
-                objective, change = "1-to-K", row
-            return records.of(OBJECTIVES[objective], "composition", [0, 1, 2], **_setting(title, change))
+            return _records_of(row, title, records)
 
         checked += check_rows(Table(title, table.head[:-2], [row[:-2] for row in table.rows]), of)
         assert table.head[-2:] == ["R@1, difference", "MRV, quotient"]
@@ -265,6 +262,30 @@ def ablations(text: str, records: Records) -> int:
                     assert cell.startswith("**") == (p < 0.05)
                     checked += 1
     return checked
+
+
+def in_words(text: str, records: Records) -> int:
+    """What is said of ablations in words; return how many words."""
+    (table,) = [table for table in tables(text) if table.head[0] == "varied"]
+    for title, name, base, *cells in table.rows:
+        own, others = (_records_of(row, title, records) for row in (name, base))
+        for cell in cells:
+            quantity, _, word = cell.partition(": ")
+            numbers = [
+                np.log(values(of, quantity)) if quantity == "MRV" else values(of, quantity) for of in (own, others)
+            ]
+            test = stats.ttest_rel(*numbers)
+            expected = "undecided" if test.pvalue > 0.05 else "higher" if test.statistic > 0 else "lower"
+            assert word == expected, (title, name, cell)
+    return 2 * len(table.rows)
+
+
+def _records_of(row: str, title: str, records: Records) -> list[dict[str, Any]]:
+    """Those of a row of an ablation's table."""
+    objective, _, change = row.partition(", ")
+    if objective not in OBJECTIVES:
+        objective, change = "1-to-K", row
+    return records.of(OBJECTIVES[objective], "composition", [0, 1, 2], **_setting(title, change))
 
 
 def mechanisms(text: str, records: Records) -> int:

@@ -87,6 +87,7 @@ def test_the_page_says_what_the_records_say(text_and_records):
     assert recomputed.ablations(*text_and_records) == 7 * (12 + 5 + 4 + 3 + 2 + 4 + 9 + 6 + 6 + 9) + 6 + 6 + 2 * (
         8 + 4 + 3 + 2 + 1 + 3 + 6 + 4 + 4 + 6
     )
+    assert recomputed.in_words(*text_and_records) == 2 * (2 + 2 + 3 + 1 + 2 + 4 * 2)
     assert recomputed.mechanisms(*text_and_records) == 3 * 4 * 2 + 6 * 4 * 2
     assert recomputed.candidates(*text_and_records) == 8 * 2
     assert recomputed.beyond(*text_and_records) == 2 * 2 * 11 + 2 * 5
@@ -113,6 +114,15 @@ def test_a_number_that_is_changed_is_found(text_and_records, part):
     changed = table[: number.start()] + str(float(number[0]) + 1.5) + table[number.end() :]
     with pytest.raises(AssertionError):
         getattr(recomputed, part)(before + title + changed, records, *more)
+
+
+def test_a_word_that_is_changed_is_found(text_and_records):
+    text, records = text_and_records
+    before, found, after = text.partition("| R@1 of the rarest: ")
+    word = re.match("[a-z]+", after)[0]
+    other = "lower" if word == "higher" else "higher"
+    with pytest.raises(AssertionError):
+        recomputed.in_words(before + found + other + after.removeprefix(word), records)
 
 
 def test_learning_rates_are_those_that_were_best_in_tuning():
@@ -142,6 +152,7 @@ def test_the_shipped_page_says_what_the_shipped_records_say(monkeypatch):
     recomputed.objectives(text, records, plan.BUDGETS["time"])
     for part in (
         recomputed.ablations,
+        recomputed.in_words,
         recomputed.mechanisms,
         recomputed.candidates,
         recomputed.beyond,

@@ -26,11 +26,23 @@ SCORES = (
 )
 OF_ABLATIONS = ("R@1", "R@10", "MRV", "MRSD", "worst language", "below English", "CPU s")
 ALSO_OF = {"rare languages": ("R@1 of the rarest",), "unseen languages": ("R@1 of the unseen",)}
+IN_SHORT = {  # rows of tables of ablations that are said in words as well
+    "length of training": ("one_to_one, 40 epochs", "english_pivot, 40 epochs"),
+    "languages per step": ("K = 1", "K = 14"),
+    "losses": ("with matching", "with masked-LM", "with both"),
+    "weight of text to image": ("1/K",),
+    "batch size": ("32", "256"),
+    "missing captions": ("one_to_one, 50% missing", "english_pivot, 50% missing"),
+    "rare languages": ("one_to_one, rare", "english_pivot, rare"),
+    "unseen languages": ("one_to_one, unseen", "english_pivot, unseen"),
+    "swapped captions": ("one_to_one, 30% swapped", "english_pivot, 30% swapped"),
+}
 COMPARED = {"R@1": "R@1, difference", "MRV": "MRV, quotient"}
 SAME = "–"
 OF_BEYOND = ("R@1", "R@10", "MRV", "worst language", "below English")
 ERROR = 0.05  # of all comparisons together
 YES, NO, UNDECIDED = "yes", "**no, the opposite**", "undecided"
+HIGHER, LOWER = "higher", "lower"
 NOT_RUN = "not run"
 
 
@@ -64,6 +76,7 @@ def page(results: Results, seeds: Sequence[int] = plan.SEEDS) -> str:
         plan=plan,
         seeds=len(seeds),
         **_in_short(found),
+        varied=_varied(results),
         objectives=_objectives(results, seeds),
         differences=_differences(found),
         mechanisms=_mechanisms(results),
@@ -156,6 +169,27 @@ def _in_short(found: dict[tuple[str, str], Compared]) -> dict[str, Any]:
         "undecided": counted[UNDECIDED],
     }
     return {"verdicts": table(head, lines), "counts": counts}
+
+
+def _varied(results: Results) -> str:
+    """Ablations in words: where the interval leaves out that there is no difference, its sign."""
+    lines = []
+    for title, names in IN_SHORT.items():
+        rows = plan.ablations()[title]
+        recall, *_ = (*ALSO_OF.get(title, ()), "R@1")
+        for row in [row for row in rows if row.name in names]:
+            base = plan.reference(row, rows)
+            assert base is not None
+            own, others = records_of(row, results), records_of(base, results)
+            found = [_in_words(compared(own, others, of)) if own and others else NOT_RUN for of in (recall, "MRV")]
+            lines.append([title, named(row.name), named(base.name), f"{recall}: {found[0]}", f"MRV: {found[1]}"])
+    return table(["varied", "with", "against", "recall", "consistency"], lines)
+
+
+def _in_words(found: Difference) -> str:
+    if not abs(found.value) > found.half:
+        return UNDECIDED
+    return HIGHER if found.value > 0 else LOWER
 
 
 def _objectives(results: Results, seeds: Sequence[int]) -> list[tuple[str, str]]:

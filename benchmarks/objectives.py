@@ -19,7 +19,7 @@ from benchmarks.experiments import plan
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.page import SCORES, page, table_of
 from benchmarks.experiments.running import Results, run
-from benchmarks.experiments.trial import OBJECTIVES, SPLITS, Trial
+from benchmarks.experiments.trial import SPLITS, Trial
 from benchmarks.measure import one_or_more
 
 PARTS = ("tuning", "objectives", "mechanisms", "candidates", "beyond", "ablations")
@@ -29,11 +29,10 @@ REDUCED_SEEDS = plan.SEEDS[:2]
 def trials(part: str) -> list[Trial]:
     """All trainings of a part, those of the first seed first."""
     if part == "tuning":
-        rates = [(objective, rate) for rate in plan.LEARNING_RATES for objective in OBJECTIVES]
-        tuned = [trial for split in SPLITS for of in rates for trial in plan.tuning(*of, split)]
+        tuned = [trial for of in plan.tuned() for trial in plan.tuning(*of)]
         return sorted(tuned, key=lambda trial: trial.seed)
     if part == "candidates":
-        return [trial for of in plan.candidates().values() for trial in of]
+        return [trial for by_split in plan.candidates().values() for of in by_split.values() for trial in of]
     if part == "beyond":
         rows = [row for split in SPLITS for row in plan.beyond(split)]
     elif part == "objectives":

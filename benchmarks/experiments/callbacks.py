@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
@@ -19,32 +20,42 @@ from ccr_lightning.types import Batch
 class Meter(Callback):
     """Counts what training costs, across interruptions, and writes ``cost.json`` into the run's folder.
 
-    CPU seconds are those of this process in training steps and in loading their batches, validation left out; tokens
-    are those that the text encoder read, those of masked-LM included.
+    CPU seconds of this process, and wall seconds, are those of training steps and of loading their batches, without
+    validations and what other callbacks measure; tokens are those that the text encoder read in steps, those of
+    masked-LM included. It has to be the last of the callbacks.
     """
 
     def __init__(self) -> None:
-        self.cost = {"steps": 0, "images": 0, "tokens": 0, "cpu_seconds": 0.0}
-        self._since = 0.0
+        self.cost = {"steps": 0, "images": 0, "tokens": 0, "cpu_seconds": 0.0, "wall_seconds": 0.0}
+        self._clocks = (0.0, 0.0)
+        self._tokens: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
         """Listens to the text encoder."""
 
         def count(_: nn.Module, inputs: tuple[Tensor, Tensor, Any]) -> None:
             if pl_module.training:
-                self.cost["tokens"] += int(inputs[1].sum())
+                self._tokens.append(inputs[1].sum())
 
         pl_module.retriever.text_encoder.register_forward_pre_hook(count)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
-        """Starts the clock."""
-        self._since = time.process_time()
+    def on_train_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
+        """Starts the clocks, where training may go on within an epoch."""
+        self._clocks = (time.process_time(), time.perf_counter())
+
+    on_train_epoch_start = on_train_start
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """Forgets what was read for measurements."""
+        self._tokens.clear()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Counts the step."""
-        now = time.process_time()
-        self.cost["cpu_seconds"] += now - self._since
-        self._since = now
+        self.cost["tokens"] += int(torch.stack(self._tokens).sum())
+        cpu, wall = self._clocks
+        self._clocks = (time.process_time(), time.perf_counter())
+        self.cost["cpu_seconds"] += self._clocks[0] - cpu
+        self.cost["wall_seconds"] += self._clocks[1] - wall
         self.cost["steps"] += 1
         self.cost["images"] += len(batch.images)
 
@@ -117,24 +128,25 @@ class GradientAngles(Callback):
         self.rows = list(state_dict["rows"])
 
 
-class AddTerm(Callback):
-    """Adds a term to the contrastive loss: one of :mod:`benchmarks.experiments.candidates`.
+class AddTerms(Callback):
+    """Adds terms to the contrastive loss.
 
     Args:
-        term: Its name.
-        weight: What it is multiplied with.
+        weights: Name of a term of :mod:`benchmarks.experiments.candidates` to what it is multiplied with.
     """
 
-    def __init__(self, term: str, weight: float) -> None:
-        self.term, self.weight = TERMS[term], weight
+    def __init__(self, weights: dict[str, float]) -> None:
+        self.terms = [(TERMS[name], weight) for name, weight in weights.items()]
 
     def on_fit_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
         """Puts the sum in the place of the loss."""
         loss = pl_module.contrastive.forward
 
         def forward(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *_: Any, **others: Any) -> Tensor:
-            term = self.term(image_embeds, text_embeds, logit_scale)
-            return loss(image_embeds, text_embeds, logit_scale, *_, **others) + self.weight * term
+            total = loss(image_embeds, text_embeds, logit_scale, *_, **others)
+            for term, weight in self.terms:
+                total = total + weight * term(image_embeds, text_embeds, logit_scale)
+            return total
 
         pl_module.contrastive.forward = forward
 

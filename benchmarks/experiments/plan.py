@@ -15,13 +15,33 @@ ABLATION_SEEDS = SEEDS[:3]
 TUNING_SEEDS = (1000, 1001, 1002)  # of trainings that choose settings; no test split is scored with them
 LENGTHS = (5, EPOCHS, 20, 40)
 LEARNING_RATES = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
+PLAIN = "1-to-K"
+CANDIDATES: dict[str, dict[str, float]] = {PLAIN: {}} | {
+    ", ".join(f"{term} {weight}" for term, weight in weights.items()): weights
+    for weights in (
+        {"mean_text": 0.25},
+        {"mean_text": 0.5},
+        {"agreement": 0.5},
+        {"agreement": 2.0},
+        {"spread_of_positives": 0.1},
+        {"spread_of_positives": 0.4},
+        {"hardest_language": 0.25},
+        {"hardest_language": 0.5},
+        {"text_to_text": 0.25},
+        {"text_to_text": 0.5},
+        {"agreement": 0.5, "spread_of_positives": 0.1},
+        {"agreement": 0.5, "mean_text": 0.25},
+    )
+}
+BEST_CANDIDATES: tuple[str, ...] = ()
 MEAN_TEXT = {"model.mean_text_weight": 0.5}  # what did best among the candidates
+RATES_OF_LONGER = LEARNING_RATES[:3]  # of trainings at equal tokens and time
 FINALISTS = {"one_to_k": (1.5e-3, 3e-3), "one_to_one": (1.5e-3, 3e-3), "english_pivot": (3e-3, 6e-3)}
 
 BUDGETS = {  # epochs of each objective
     "images": dict.fromkeys(OBJECTIVES, EPOCHS),
     "tokens": {"one_to_k": EPOCHS, "one_to_one": EPOCHS * LANGUAGES_PER_STEP, "english_pivot": EPOCHS},
-    "time": {"one_to_k": EPOCHS, "one_to_one": 19, "english_pivot": EPOCHS},  # by tuning's CPU seconds, on an idle EPYC
+    "time": {"one_to_k": EPOCHS, "one_to_one": 20, "english_pivot": EPOCHS},  # by tuning's CPU seconds, on an idle EPYC
 }
 
 PIVOT = "en"
@@ -50,14 +70,33 @@ class Row(NamedTuple):
 
 
 def epochs(count: int) -> dict[str, int]:
-    """Options of a training of so many epochs, validated four times."""
-    return {"trainer.max_epochs": count, "trainer.check_val_every_n_epoch": max(1, count // 4)}
+    """Options of a training of so many epochs, a multiple of 5, validated five times, at its end as well."""
+    return {"trainer.max_epochs": count, "trainer.check_val_every_n_epoch": count // 5}
 
 
-def tuning(objective: str, rate: float, split: str) -> list[Trial]:
-    """An objective with a learning rate, scored on the validation split, by seed; those that are best have several."""
-    seeds = TUNING_SEEDS if rate in FINALISTS[objective] else TUNING_SEEDS[:1]
-    options = {**epochs(EPOCHS), "model.lr": rate}
+def tuned(splits: Sequence[str] = SPLITS) -> list[tuple[str, float, str, int]]:
+    """Objective, learning rate, split and epochs of all tuning: arguments of :func:`tuning`."""
+    all_rates = [
+        (objective, rate, split, EPOCHS) for objective in OBJECTIVES for split in splits for rate in LEARNING_RATES
+    ]
+    longer = {(objective, of[objective]) for of in BUDGETS.values() for objective in OBJECTIVES} - {
+        (objective, EPOCHS) for objective in OBJECTIVES
+    }
+    return all_rates + [
+        (objective, rate, split, count)
+        for objective, count in sorted(longer)
+        for split in splits
+        for rate in RATES_OF_LONGER
+    ]
+
+
+def tuning(objective: str, rate: float, split: str, count: int = EPOCHS) -> list[Trial]:
+    """An objective with a learning rate, scored on the validation split, by seed.
+
+    The finalists have several seeds. Longer trainings are tuned as well, with one seed, where a budget has them.
+    """
+    seeds = TUNING_SEEDS if rate in FINALISTS[objective] and count == EPOCHS else TUNING_SEEDS[:1]
+    options = {**epochs(count), "model.lr": rate}
     return [Trial(objective, split, seed, options, selects=True) for seed in seeds]
 
 
@@ -185,21 +224,22 @@ def beyond(split: str, seeds: Sequence[int] = SEEDS) -> list[Row]:
     return [plain, Row(f"{plain.name}, mean text", added)]
 
 
-def candidates(splits: Sequence[str] = SPLITS) -> dict[str, list[Trial]]:
-    """Terms added to the 1-to-K loss, and what they are compared with, scored on the validation split."""
-    terms = {
-        "mean_text": (0.25, 0.5, 1.0),
-        "agreement": (0.5,),
-        "spread_of_positives": (0.1,),
-        "hardest_language": (0.5,),
-        "text_to_text": (0.5,),
-    }
-    plain = Trial("one_to_k", "", TUNING_SEEDS[0], epochs(EPOCHS), selects=True)
-    added = {
-        f"{term}, {weight}": replace(plain, callbacks={"AddTerm": {"term": term, "weight": weight}})
-        for term, weights in terms.items()
-        for weight in weights
-    }
+def candidates(splits: Sequence[str] = SPLITS) -> dict[str, dict[str, list[Trial]]]:
+    """Terms added to the 1-to-K loss, and that alone, by split and seed, scored on the validation split.
+
+    The three that are best with one seed have several, as the loss alone does.
+    """
     return {
-        name: [replace(trial, split=split) for split in splits] for name, trial in {"1-to-K": plain, **added}.items()
+        name: {
+            split: [
+                Trial("one_to_k", split, seed, epochs(EPOCHS), callbacks=_terms(weights), selects=True)
+                for seed in (TUNING_SEEDS if name in (PLAIN, *BEST_CANDIDATES) else TUNING_SEEDS[:1])
+            ]
+            for split in splits
+        }
+        for name, weights in CANDIDATES.items()
     }
+
+
+def _terms(weights: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    return {"AddTerms": {"weights": dict(weights)}} if weights else {}

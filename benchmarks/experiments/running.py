@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> N
 
 def _run(trial: Trial, more: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Train one, test it, and return its record."""
-    key = trial.key(more)
+    key, at_start = trial.key(more), commit()
     run_folder, config, log = folder / key, folder / f"{key}.yaml", folder / f"{key}.log"
     folder.mkdir(parents=True, exist_ok=True)
     settings = trial.settings(more)
@@ -106,7 +105,7 @@ def _run(trial: Trial, more: Sequence[Path], folder: Path) -> dict[str, Any]:
         "scored": document["split"],
         "scores": scores(document),
         "versions": document["versions"],
-        "commit": commit(),
+        "commit": at_start,
         "processor": processor(settings["trainer"]["accelerator"]),
     }
     for name in MEASURED:
@@ -134,9 +133,8 @@ def processor(accelerator: str) -> str:
     return str(machine()["processor"]) if accelerator == "cpu" else torch.cuda.get_device_name()
 
 
-@lru_cache(maxsize=1)
 def commit() -> str:
-    """The commit of the working tree when the first training ended, with a + if there were changes."""
+    """The commit of the working tree, with a + if there are changes."""
     named = _git("rev-parse", "--short=10", "HEAD")
     return f"{named}+" if _git("status", "--porcelain", "--untracked-files=no") else named
 

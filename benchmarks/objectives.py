@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.experiments import plan
+from benchmarks.experiments import ablations, plan
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.page import SCORES, page, table_of
 from benchmarks.experiments.running import Results, run
@@ -38,7 +38,9 @@ def trials(part: str) -> list[Trial]:
     elif part == "objectives":
         rows = [row for split in SPLITS for budget in plan.BUDGETS for row in plan.objectives(budget, split)]
     else:
-        rows = plan.mechanisms() if part == "mechanisms" else [row for of in plan.ablations().values() for row in of]
+        rows = (
+            plan.mechanisms() if part == "mechanisms" else [row for of in ablations.ablations().values() for row in of]
+        )
     return sorted((trial for row in rows for trial in row.trials), key=lambda trial: trial.seed)
 
 

@@ -7,15 +7,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from benchmarks.experiments import plan
-from benchmarks.experiments.page import BUDGET_NAMES, NAMES, english_and_others, named, records_of
-from benchmarks.experiments.quantities import Record, average
+from benchmarks.experiments import ablations, plan
+from benchmarks.experiments.gradients import PARTS
+from benchmarks.experiments.page import ANGLES, BUDGET_NAMES, NAMES, named, records_of
+from benchmarks.experiments.quantities import Interval, Record, average
 from benchmarks.experiments.running import Results
 from benchmarks.experiments.trial import SPLITS
 
@@ -48,11 +51,11 @@ def draw(results: Results, folder: Path, seeds: Sequence[int] = plan.SEEDS) -> N
     if all(rows.values()):
         _save(mechanisms(rows), folder / "mechanisms.png")
     varied = {
-        title: [(row.name, records) for row in plan.ablations()[title] if (records := records_of(row, results))]
+        title: [(row.name, records) for row in ablations.ablations()[title] if (records := records_of(row, results))]
         for title in _VARIED
     }
     if all(varied.values()):
-        _save(ablations(varied), folder / "ablations.png")
+        _save(varied_settings(varied), folder / "ablations.png")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -71,7 +74,7 @@ def objectives(found: Mapping[tuple[str, str, str], Sequence[Record]]) -> Figure
             if of_split == split:
                 recall, mrv = average(records, "R@1"), average(records, "MRV")
                 axes.errorbar(
-                    recall.value, mrv.value, xerr=recall.half, yerr=mrv.half,
+                    recall.value, mrv.value, xerr=_ends(recall), yerr=_ends(mrv),
                     fmt=_MARKERS[budget], color=(_COLOURS | _BEYOND)[name], markersize=5, elinewidth=1,
                     label=f"{named(name)}, {BUDGET_NAMES[budget]}",
                 )  # fmt: skip
@@ -84,35 +87,36 @@ def objectives(found: Mapping[tuple[str, str, str], Sequence[Record]]) -> Figure
 
 
 def mechanisms(rows: Mapping[str, Sequence[Record]]) -> Figure:
-    """The other languages against English in the course of training, and the angles of both encoders' gradients."""
-    drawn = Figure(figsize=(10, 3.6), layout="constrained")
-    recall, *angles = drawn.subplots(1, 3)
-    for name, records in rows.items():
-        for number, record in enumerate(records):
-            _, english, others = zip(*english_and_others(record), strict=True)
-            recall.plot(
-                [100 * of for of in english], [100 * of for of in others],
-                color=_COLOURS[name], linewidth=1, label=NAMES[name] if number == 0 else None,
-            )  # fmt: skip
-        for axes, part in zip(angles, ("image encoder", "text encoder"), strict=True):
-            steps = [of["step"] for of in records[0]["angles"]]
-            for which, style in (("of a step", "-"), ("of their mean", "--")):
+    """Above each language against English in the course of training, below the angles of both encoders' gradients."""
+    drawn = Figure(figsize=(10, 6.6), layout="constrained")
+    above, below = drawn.subfigures(2, 1)
+    panels = above.subplots(1, len(rows), sharex=True, sharey=True)
+    for axes, (name, records) in zip(panels, rows.items(), strict=True):
+        courses = [[of["recall@1"] for of in record["by_language"]] for record in records]
+        for language in courses[0][0]:
+            by_time = [[100 * statistics.mean(of[key] for of in time) for key in (plan.PIVOT, language)]
+                       for time in zip(*courses, strict=True)]  # fmt: skip
+            axes.plot(*zip(*by_time, strict=True), color=_COLOURS[name], linewidth=0.8)
+        axes.axline((0, 0), slope=1, color="0.8", linewidth=1, zorder=0)
+        _label(axes, f"{NAMES[name]}: R@1 in the course of training, %", "English", "each of the languages")
+    for axes, part in zip(below.subplots(1, len(PARTS), sharey=True), PARTS, strict=True):
+        records = rows["one_to_k"]
+        steps = [of["step"] for of in records[0]["angles"]]
+        for name, colour in _COLOURS.items():
+            for which, style in zip(ANGLES, ("-", "--"), strict=True):
                 means = [
-                    statistics.mean(record["angles"][time][part][which] for record in records)
+                    statistics.mean(record["angles"][time][name][part][which] for record in records)
                     for time in range(len(steps))
                 ]
-                axes.plot(steps, means, style, color=_COLOURS[name], linewidth=1.2)
-    for axes, part in zip(angles, ("image encoder", "text encoder"), strict=True):
-        _label(axes, f"{part}: — a step, - - its mean", "step", "degrees from all languages")
+                label = NAMES[name] if which == ANGLES[0] else None
+                axes.plot(steps, means, style, color=colour, linewidth=1.2, label=label)
+        _label(axes, f"{part}: — a step, - - its expectation", "step", "degrees from all languages")
         axes.set_ylim(bottom=0)
-    highest = max(recall.get_xlim()[1], recall.get_ylim()[1])
-    recall.plot([0, highest], [0, highest], color="0.8", linewidth=1, zorder=0)
-    _label(recall, "R@1 in the course of training, %", "English", "mean of the other languages")
-    recall.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False)
     return drawn
 
 
-def ablations(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]) -> Figure:
+def varied_settings(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]) -> Figure:
     """R@1 and MRV of each objective against what was varied, with intervals."""
     drawn = Figure(figsize=(10, 5), layout="constrained")
     panels = drawn.subplots(2, len(varied), sharex="col", sharey="row")
@@ -123,7 +127,7 @@ def ablations(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]) -> F
             for axes, quantity in zip(column, ("R@1", "MRV"), strict=True):
                 means = [average(records, quantity) for _, records in of]
                 axes.errorbar(
-                    at, [mean.value for mean in means], yerr=[mean.half for mean in means],
+                    at, [mean.value for mean in means], yerr=np.hstack([_ends(mean) for mean in means]),
                     color=colour, linewidth=1.2, elinewidth=1, marker="o", markersize=3, label=NAMES[objective],
                 )  # fmt: skip
         if title in ("length of training", "languages per step"):
@@ -138,6 +142,11 @@ def ablations(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]) -> F
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )
     return drawn
+
+
+def _ends(mean: Interval) -> Any:
+    """Of error bars: how far an interval reaches down and up, (2, 1)."""
+    return np.array([[mean.value - mean.low], [mean.high - mean.value]])
 
 
 def _log(axes: Axes) -> None:

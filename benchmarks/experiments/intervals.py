@@ -16,11 +16,6 @@ class Mean(NamedTuple):
     value: float
     half: float
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Its ends."""
-        return self.value - self.half, self.value + self.half
-
 
 class Difference(NamedTuple):
     """A mean of differences over seeds, its interval, and the p of the paired t-test."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.experiments import plan
-from benchmarks.experiments.intervals import Difference, holm
+from benchmarks.experiments import ablations, plan
+from benchmarks.experiments.gradients import PARTS
+from benchmarks.experiments.intervals import Difference, difference, holm
 from benchmarks.experiments.plan import Row
 from benchmarks.experiments.quantities import Record, compared, said, shown
 from benchmarks.experiments.running import Results
@@ -26,6 +27,7 @@ SCORES = (
 )
 OF_ABLATIONS = ("R@1", "R@10", "MRV", "MRSD", "worst language", "below English", "CPU s")
 ALSO_OF = {"rare languages": ("R@1 of the rarest",), "unseen languages": ("R@1 of the unseen",)}
+ANGLES = ("of a step", "of the expectation")
 IN_SHORT = {  # rows of tables of ablations that are said in words as well
     "length of training": ("one_to_one, 40 epochs", "english_pivot, 40 epochs"),
     "languages per step": ("K = 1", "K = 14"),
@@ -47,7 +49,7 @@ NOT_RUN = "not run"
 
 
 class Claim(NamedTuple):
-    """Something that should hold for 1-to-K against another objective."""
+    """Something that the paper says of 1-to-K against another objective."""
 
     other: str
     quantity: str
@@ -62,7 +64,7 @@ class Claim(NamedTuple):
 CLAIMS = [
     Claim(other, quantity, is_higher)
     for other in ("one_to_one", "english_pivot")
-    for quantity, is_higher in (("R@1", True), ("MRV", False), ("worst language", True), ("below English", False))
+    for quantity, is_higher in (("R@1", True), ("MRV", False), ("worst language", True), ("gap to English", False))
 ]
 Compared = dict[Claim, tuple[Difference, float]]  # with p after Holm
 
@@ -82,7 +84,7 @@ def page(results: Results, seeds: Sequence[int] = plan.SEEDS) -> str:
         mechanisms=_mechanisms(results),
         candidates=_candidates(results),
         beyond=_beyond(results, seeds),
-        ablations=[(name, _ablation(name, rows, results)) for name, rows in plan.ablations().items()],
+        ablations=[(name, _ablation(name, rows, results)) for name, rows in ablations.ablations().items()],
         tuning=_tuning(results),
         run=_run(results),
     )
@@ -120,7 +122,7 @@ def named(row: str) -> str:
 
 
 def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str], Compared]:
-    """By budget and split, each claim's comparison; p is adjusted over all of them together.
+    """By budget and split, for each claim the other objective against 1-to-K; p is adjusted over all of them together.
 
     Comparisons of the same trainings count once, at equal images.
     """
@@ -130,7 +132,7 @@ def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str],
             rows = {row.name: records_of(row, results) for row in plan.objectives(budget, split, seeds)}
             if all(rows.values()):
                 found[budget, split] = {
-                    claim: compared(rows["one_to_k"], rows[claim.other], claim.quantity)
+                    claim: compared(rows[claim.other], rows["one_to_k"], claim.quantity)
                     for claim in CLAIMS
                     if budget == "images" or plan.BUDGETS[budget][claim.other] != plan.EPOCHS
                 }
@@ -139,17 +141,17 @@ def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str],
 
 
 def verdict(found: Difference, p: float, is_higher: bool) -> str:
-    """Whether a claim is confirmed, by the sign of the difference and its adjusted p.
+    """Whether a claim is confirmed, by the sign of the other's difference from 1-to-K and its adjusted p.
 
     Example:
-        >>> verdict(Difference(2.0, 0.5, 0.001), 0.004, is_higher=True)
+        >>> verdict(Difference(-2.0, 0.5, 0.001), 0.004, is_higher=True)
         'yes'
         >>> verdict(Difference(2.0, 3.0, 0.1), 0.4, is_higher=True)
         'undecided'
     """
     if math.isnan(p) or p >= ERROR:
         return UNDECIDED
-    return YES if (found.value > 0) == is_higher else NO
+    return YES if (found.value < 0) == is_higher else NO
 
 
 def _in_short(found: dict[tuple[str, str], Compared]) -> dict[str, Any]:
@@ -175,10 +177,10 @@ def _varied(results: Results) -> str:
     """Ablations in words: where the interval leaves out that there is no difference, its sign."""
     lines = []
     for title, names in IN_SHORT.items():
-        rows = plan.ablations()[title]
+        rows = ablations.ablations()[title]
         recall, *_ = (*ALSO_OF.get(title, ()), "R@1")
         for row in [row for row in rows if row.name in names]:
-            base = plan.reference(row, rows)
+            base = ablations.reference(row, rows)
             assert base is not None
             own, others = records_of(row, results), records_of(base, results)
             found = [_in_words(compared(own, others, of)) if own and others else NOT_RUN for of in (recall, "MRV")]
@@ -197,7 +199,10 @@ def _objectives(results: Results, seeds: Sequence[int]) -> list[tuple[str, str]]
         (
             f"{BUDGET_NAMES[budget]}, `{split}` split",
             table_of(
-                plan.objectives(budget, split, seeds), ("images", "tokens", "CPU s", *SCORES), results, "objective"
+                plan.objectives(budget, split, seeds),
+                ("images", "tokens", "CPU s", "wall s", *SCORES),
+                results,
+                "objective",
             ),
         )
         for split in SPLITS
@@ -207,9 +212,9 @@ def _objectives(results: Results, seeds: Sequence[int]) -> list[tuple[str, str]]
 
 def _differences(found: dict[tuple[str, str], Compared]) -> str:
     return table(
-        ["at", "split", "against", "of", "1-to-K", "p (Holm)"],
+        ["at", "split", "of", "with", "against 1-to-K", "p (Holm)"],
         [
-            [BUDGET_NAMES[budget], split, NAMES[claim.other], claim.quantity, said(of, claim.quantity), f"{p:.2g}"]
+            [BUDGET_NAMES[budget], split, claim.quantity, NAMES[claim.other], said(of, claim.quantity), f"{p:.2g}"]
             for (budget, split), by_claim in found.items()
             for claim, (of, p) in by_claim.items()
         ],
@@ -217,12 +222,12 @@ def _differences(found: dict[tuple[str, str], Compared]) -> str:
 
 
 def english_and_others(record: Record) -> list[tuple[int, float, float]]:
-    """Step, R@1 of English and the mean R@1 of the other languages, of each validation."""
+    """Step, R@1 of English and the mean R@1 of the other languages, in percent, of each validation."""
     return [
         (
             of["step"],
-            of["recall@1"][plan.PIVOT],
-            statistics.mean(value for name, value in of["recall@1"].items() if name != plan.PIVOT),
+            100 * of["recall@1"][plan.PIVOT],
+            100 * statistics.mean(value for name, value in of["recall@1"].items() if name != plan.PIVOT),
         )
         for of in record["by_language"]
     ]
@@ -238,13 +243,11 @@ def _mechanisms(results: Results) -> dict[str, str] | None:
 
     def means(records: Sequence[Record], validation: int) -> str:
         of = [english_and_others(record)[validation] for record in records]
-        return " / ".join(f"{100 * statistics.mean(one[which] for one in of):.1f}" for which in (1, 2))
+        return " / ".join(f"{statistics.mean(one[which] for one in of):.1f}" for which in (1, 2))
 
-    def degrees(records: Sequence[Record], time: int, part: str) -> str:
-        of = [record["angles"][time][part] for record in records]
-        return " / ".join(
-            f"{statistics.mean(one[which] for one in of):.0f}" for which in ("of a step", "of their mean")
-        )
+    def degrees(time: int, objective: str, part: str) -> str:
+        of = [record["angles"][time][objective][part] for record in rows["one_to_k"]]
+        return " / ".join(f"{statistics.mean(one[which] for one in of):.0f}" for which in ANGLES)
 
     times = [of["step"] for of in rows["one_to_k"][0]["angles"]]
     return {
@@ -255,21 +258,50 @@ def _mechanisms(results: Results) -> dict[str, str] | None:
         "angles": table(
             ["objective", "part", *(f"step {step}" for step in times)],
             [
-                [NAMES[name], part, *(degrees(records, time, part) for time in range(len(times)))]
-                for name, records in rows.items()
-                for part in ("image encoder", "text encoder")
+                [NAMES[name], part, *(degrees(time, name, part) for time in range(len(times)))]
+                for part in PARTS
+                for name in OBJECTIVES
             ],
         ),
+        "in_words": table(["of", "with", "against 1-to-K", ""], _mechanisms_in_words(rows)),
     }
+
+
+def _mechanisms_in_words(rows: Mapping[str, Sequence[Record]]) -> list[list[str]]:
+    """The others against 1-to-K: the lead of English at the end, and the mean angle of the expected step."""
+
+    def lead(record: Record) -> float:
+        _, english, others = english_and_others(record)[-1]
+        return english - others
+
+    def angle(record: Record, objective: str, part: str) -> float:
+        return statistics.mean(of[objective][part][ANGLES[1]] for of in record["angles"])
+
+    lines = []
+    for other in ("one_to_one", "english_pivot"):
+        of_seed = ({record["seed"]: lead(record) for record in rows[name]} for name in (other, "one_to_k"))
+        lines.append(["lead of English, R@1", other, difference(*of_seed)])
+    for part in PARTS:
+        for other in ("one_to_one", "english_pivot"):
+            of_seed = (
+                {record["seed"]: angle(record, name, part) for record in rows["one_to_k"]}
+                for name in (other, "one_to_k")
+            )
+            lines.append([f"angle of the expected step, {part}", other, difference(*of_seed)])
+    return [[of, NAMES[other], _in_words(found), said(found, "R@1")] for of, other, found in lines]
 
 
 def _candidates(results: Results) -> str:
     lines = []
-    for name, trials in plan.candidates().items():
-        found = [results.of(trial) for trial in trials]
-        cells = [", ".join(shown([of], name) for name in ("R@1", "MRV")) if of else NOT_RUN for of in found]
-        lines.append([name, *cells])
-    return table(["term, weight", *SPLITS], lines)
+    for name, by_split in plan.candidates().items():
+        found = {split: records_of(Row(name, trials), results) for split, trials in by_split.items()}
+        cells = [
+            shown(found[split], of) if found[split] else NOT_RUN for split in SPLITS for of in ("mean recall", "MRV")
+        ]
+        lines.append([name, str(len(by_split[SPLITS[0]])), *cells])
+    return table(
+        ["term, weight", "seeds", *(f"{split}: {of}" for split in SPLITS for of in ("mean recall", "MRV"))], lines
+    )
 
 
 def _ablation(name: str, rows: Sequence[Row], results: Results) -> str:
@@ -277,7 +309,7 @@ def _ablation(name: str, rows: Sequence[Row], results: Results) -> str:
     columns = (*ALSO_OF.get(name, ()), *OF_ABLATIONS)
     lines = []
     for row in rows:
-        records, base = records_of(row, results), plan.reference(row, rows)
+        records, base = records_of(row, results), ablations.reference(row, rows)
         against = [SAME] * len(COMPARED)
         if base is not None:
             others = records_of(base, results)
@@ -314,25 +346,29 @@ def _beyond(results: Results, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _tuning(results: Results) -> dict[str, str]:
-    def cell(objective: str, rate: float, split: str, seeds: int) -> str:
-        found = records_of(Row("", plan.tuning(objective, rate, split)[:seeds]), results)
+    def cell(seeds: int, *of: Any) -> str:
+        found = records_of(Row("", plan.tuning(*of)[:seeds]), results)
         return shown(found, "mean recall") if found else NOT_RUN
 
-    all_rates = [
-        [
-            NAMES[objective],
-            *(", ".join(cell(objective, rate, split, 1) for split in SPLITS) for rate in plan.LEARNING_RATES),
-        ]
-        for objective in OBJECTIVES
-    ]
+    def by_rate(name: str, objective: str, rates: Sequence[float], count: int = plan.EPOCHS) -> list[str]:
+        return [name, *(", ".join(cell(1, objective, rate, split, count) for split in SPLITS) for rate in rates)]
+
     finalists = [
-        [NAMES[objective], f"{rate:g}", *(cell(objective, rate, split, len(plan.TUNING_SEEDS)) for split in SPLITS)]
+        [NAMES[objective], f"{rate:g}", *(cell(len(plan.TUNING_SEEDS), objective, rate, split) for split in SPLITS)]
         for objective, rates in plan.FINALISTS.items()
         for rate in rates
     ]
+    longer = [
+        by_rate(f"{NAMES[objective]}, {count} epochs", objective, plan.RATES_OF_LONGER, count)
+        for objective, count in plan.longer()
+    ]
     return {
-        "rates": table(["objective", *(f"{rate:g}" for rate in plan.LEARNING_RATES)], all_rates),
+        "rates": table(
+            ["objective", *(f"{rate:g}" for rate in plan.LEARNING_RATES)],
+            [by_rate(NAMES[objective], objective, plan.LEARNING_RATES) for objective in OBJECTIVES],
+        ),
         "finalists": table(["objective", "learning rate", *SPLITS], finalists),
+        "longer": table(["longer", *(f"{rate:g}" for rate in plan.RATES_OF_LONGER)], longer),
     }
 
 

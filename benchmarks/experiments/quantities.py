@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.experiments.intervals import Difference, Mean, difference, mean
-from benchmarks.experiments.plan import PIVOT, RARE, UNSEEN
+from benchmarks.experiments.ablations import RARE, UNSEEN
+from benchmarks.experiments.intervals import Difference, difference, mean
+from benchmarks.experiments.plan import PIVOT
 
 Record = Mapping[str, Any]
 _SHORT = {"i2t": "image_to_text", "t2i": "text_to_image"}
@@ -19,7 +20,7 @@ class Quantity(NamedTuple):
 
     of: Callable[[Record], float]
     digits: int
-    is_ratio: bool = False  # whether two runs are compared by their quotient
+    is_ratio: bool = False  # whether means are geometric, and runs are compared by their quotient
 
 
 def _recall(direction: str, k: int) -> Callable[[Record], float]:
@@ -38,7 +39,7 @@ def _worst(record: Record) -> float:
     return 100 * min(record["scores"]["of_language"].values())
 
 
-def _gap(record: Record) -> float:
+def _below_english(record: Record) -> float:
     of = record["scores"]["of_language"]
     return 100 * (of[PIVOT] - statistics.mean(value for name, value in of.items() if name != PIVOT))
 
@@ -54,7 +55,7 @@ def _of_languages(languages: Collection[str]) -> Callable[[Record], float]:
 RAREST = [language for language, share in RARE.items() if share == min(RARE.values())]
 QUANTITIES = {
     **{f"{d} R@{k}": Quantity(_recall(d, k), 1) for d in _SHORT for k in (1, 5, 10)},
-    **{f"R@{k}": Quantity(_both(k), 1) for k in (1, 5, 10)},
+    **{f"R@{k}": Quantity(_both(k), 1) for k in (1, 10)},
     "R@1 of the rarest": Quantity(_of_languages(RAREST), 1),
     "R@1 of the unseen": Quantity(_of_languages(UNSEEN), 1),
     "mean recall": Quantity(lambda record: 100 * float(record["scores"]["mean_recall"]), 1),
@@ -62,39 +63,55 @@ QUANTITIES = {
     **{f"{d} MRV": Quantity(_spread("mrv", direction), 1, is_ratio=True) for d, direction in _SHORT.items()},
     "MRSD": Quantity(_spread("mrsd", "mean"), 2, is_ratio=True),
     "worst language": Quantity(_worst, 1),
-    "below English": Quantity(_gap, 1),
-    "same first": Quantity(lambda record: 100 * float(record["scores"]["same_first"]), 1),
+    "below English": Quantity(_below_english, 1),
+    "gap to English": Quantity(lambda record: abs(_below_english(record)), 1),
     "images": Quantity(lambda record: record["cost"]["images"] / 1e3, 0),
     "tokens": Quantity(lambda record: record["cost"]["tokens"] / 1e6, 2),
     "CPU s": Quantity(lambda record: record["cost"]["cpu_seconds"], 0),
+    "wall s": Quantity(lambda record: record["cost"]["wall_seconds"], 0),
 }
 
 
-def average(records: Sequence[Record], name: str) -> Mean:
-    """The mean of a quantity over seeds, with its interval."""
-    return mean([QUANTITIES[name].of(record) for record in records])
+COSTS = ("images", "tokens", "CPU s", "wall s")
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and the ends of its 95 % interval; NaN for fewer than two seeds."""
+
+    value: float
+    low: float
+    high: float
+
+
+def average(records: Sequence[Record], name: str) -> Interval:
+    """The mean of a quantity over seeds, with its interval; geometric, from logarithms, for a ratio."""
+    quantity = QUANTITIES[name]
+    found = mean([_on_scale(quantity, record) for record in records])
+    ends = (found.value, found.value - found.half, found.value + found.half)
+    return Interval(*(math.exp(end) for end in ends) if quantity.is_ratio else ends)
 
 
 def compared(own: Sequence[Record], other: Sequence[Record], name: str) -> Difference:
     """The paired comparison of a quantity: a difference, or for a ratio that of natural logarithms."""
     quantity = QUANTITIES[name]
+    return difference(
+        *({record["seed"]: _on_scale(quantity, record) for record in records} for records in (own, other))
+    )
 
-    def by_seed(records: Sequence[Record]) -> dict[int, float]:
-        return {
-            record["seed"]: math.log(quantity.of(record)) if quantity.is_ratio else quantity.of(record)
-            for record in records
-        }
 
-    return difference(by_seed(own), by_seed(other))
+def _on_scale(quantity: Quantity, record: Record) -> float:
+    """Where means and differences are taken."""
+    return math.log(quantity.of(record)) if quantity.is_ratio else quantity.of(record)
 
 
 def shown(records: Sequence[Record], name: str) -> str:
-    """The mean and the half width of its interval, as in a table."""
-    value, half = average(records, name)
-    digits = QUANTITIES[name].digits
-    if math.isnan(half) or name in ("images", "tokens", "CPU s"):
-        return f"{value:,.{digits}f}"
-    return f"{value:,.{digits}f} ± {half:,.{digits}f}"
+    """The mean and its interval, as in a table: ``45.3 ± 1.2``, or ``10.4 [8.1, 13.3]`` for a ratio."""
+    value, low, high = average(records, name)
+    quantity = QUANTITIES[name]
+    one, two, three = (f"{of:,.{quantity.digits}f}" for of in (value, low, high))
+    if math.isnan(low) or name in COSTS:
+        return one
+    return f"{one} [{two}, {three}]" if quantity.is_ratio else f"{one} ± {high - value:,.{quantity.digits}f}"
 
 
 def said(found: Difference, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ccr_lightning.files import settings_sha256
+from ccr_lightning.models.vision import ImageEncoder
 
 CONFIGS = Path("configs/experiments")
 OBJECTIVES = ("one_to_k", "one_to_one", "english_pivot")
@@ -62,6 +63,9 @@ class Trial:
         )
         for name, value in self.options.items():
             lay(settings, name, value)
+        retriever = settings["model"]["retriever"]["init_args"]
+        if "fusion" in retriever:
+            retriever["fusion"] = _fitting(retriever["fusion"], retriever)
         return settings
 
     def key(self, more: Sequence[Path] = ()) -> str:
@@ -96,6 +100,14 @@ def lay(settings: dict[str, Any], name: str, value: Any) -> None:
     for folder in folders:
         settings = settings.setdefault(folder, {})
     settings[last] = value
+
+
+def _fitting(fusion: Mapping[str, Any], retriever: Mapping[str, Any]) -> dict[str, Any]:
+    """A fusion encoder of the sizes of both encoders."""
+    text, image = (retriever[name]["init_args"] for name in ("text_encoder", "image_encoder"))
+    sizes = {name: text[name] for name in ("hidden_size", "heads", "feed_forward_size")}
+    sizes["image_width"] = ImageEncoder(**image).width
+    return {**fusion, "init_args": {**fusion["init_args"], **sizes}}
 
 
 def _merge(settings: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""What is varied: tables of one change each, at equal images on the composition split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.experiments.plan import ABLATION_SEEDS, EPOCHS, LANGUAGES_PER_STEP, Row, objectives, trained
+from benchmarks.experiments.trial import OBJECTIVES, Trial
+from ccr_lightning.data.sources.openmoji import LANGUAGES
+
+LENGTHS = (5, EPOCHS, 20, 40)
+UNSEEN = ("ar", "pt")  # the script of another language in training, and close relatives
+RARE = {"ar": 0.1, "fa": 0.1, "id": 0.1, "ko": 0.1, "it": 0.5, "pt": 0.5, "ru": 0.5, "tr": 0.5}
+
+_FUSION = {  # the rest of its settings follow from those of the encoders
+    "class_path": "ccr_lightning.models.fusion.FusionEncoder",
+    "init_args": {"layers": 1, "dropout": 0.0},
+}
+
+
+def _rows(values: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """A row of 1-to-K for each name, with options over its own; none is 1-to-K as it is."""
+    plain = [trained("one_to_k", "composition", seed) for seed in ABLATION_SEEDS]
+    return [
+        Row(name, [replace(trial, options={**trial.options, **options}) for trial in plain])
+        for name, options in values.items()
+    ]
+
+
+def _of_each(name: str, change: Callable[[Trial], Trial]) -> list[Row]:
+    """The same change to all three objectives."""
+    return [
+        Row(f"{row.name}, {name}", [change(trial) for trial in row.trials])
+        for row in objectives("images", "composition", ABLATION_SEEDS)
+    ]
+
+
+def _degraded(name: str, **arguments: Any) -> list[Row]:
+    """All three objectives on degraded captions, of each seed others."""
+    return _of_each(name, lambda trial: replace(trial, degraded={**arguments, "seed": trial.seed}))
+
+
+def _losses(matching: bool, masked_lm: bool) -> dict[str, Any]:
+    return {
+        "model.retriever.init_args.fusion": _FUSION,
+        "model.matching_weight": float(matching),
+        "model.masked_lm_weight": 0.2 * masked_lm,
+        "model.draw_warmup": 0.3,
+    }
+
+
+def ablations() -> dict[str, list[Row]]:
+    """Tables of one change each, at equal images."""
+    plain = objectives("images", "composition", ABLATION_SEEDS)
+    per_step, seen = "data.languages_per_step", [language for language in LANGUAGES if language not in UNSEEN]
+
+    def without(trial: Trial) -> Trial:
+        return replace(trial, options={**trial.options, "data.languages": seen}, tested_on=LANGUAGES)
+
+    return {
+        "length of training": [
+            Row(
+                f"{objective}, {count} epochs",
+                [trained(objective, "composition", seed, count) for seed in ABLATION_SEEDS],
+            )
+            for count in LENGTHS
+            for objective in OBJECTIVES
+        ],
+        "languages per step": _rows({f"K = {k}": {per_step: k} if k != 4 else {} for k in (1, 2, 4, 8, 14)}),
+        "losses": _rows(
+            {
+                "contrastive": {},
+                "with matching": _losses(True, False),
+                "with masked-LM": _losses(False, True),
+                "with both": _losses(True, True),
+            }
+        ),
+        "temperature at the start": _rows(
+            {
+                f"{start}": {"model.retriever.init_args.temperature": start} if start != 0.07 else {}
+                for start in (0.02, 0.07, 0.2)
+            }
+        ),
+        "weight of text to image": _rows({"1": {}, "1/K": {"model.text_to_image_weight": 1 / LANGUAGES_PER_STEP}}),
+        "batch size": _rows(
+            {f"{size}": {"data.batch_size": size} if size != 128 else {} for size in (32, 64, 128, 256)}
+        ),
+        "missing captions": [
+            *plain,
+            *(
+                row
+                for share in (0.25, 0.5)
+                for row in _degraded(f"{share:.0%} missing", kept=dict.fromkeys(LANGUAGES, 1 - share))
+            ),
+        ],
+        "rare languages": [*plain, *_degraded("rare", kept=RARE)],
+        "unseen languages": [*plain, *_of_each("unseen", without)],
+        "swapped captions": [
+            *plain,
+            *(row for share in (0.1, 0.3) for row in _degraded(f"{share:.0%} swapped", swapped=share)),
+        ],
+    }
+
+
+def reference(row: Row, rows: Sequence[Row]) -> Row | None:
+    """What a row of an ablation is compared with: 1-to-K under the same change, or as it is; None if it is that.
+
+    Args:
+        row: Of a table.
+        rows: All of the table.
+    """
+    if any(other.trials[0].objective != "one_to_k" for other in rows):
+        _, comma, change = row.name.partition(",")
+        (found,) = [other for other in rows if other.name == f"one_to_k{comma}{change}"]
+    else:
+        plain, *_ = objectives("images", "composition", ABLATION_SEEDS)
+        (found,) = [other for other in rows if list(other.trials) == list(plain.trials)]
+    return None if found is row else found

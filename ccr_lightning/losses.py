@@ -11,8 +11,8 @@ from ccr_lightning import distributed
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.contrastive import (
     english_pivot_contrastive_loss,
-    mean_text_contrastive_loss,
     one_to_k_contrastive_loss,
+    text_to_text_contrastive_loss,
 )
 from ccr_lightning.functional.sigmoid import one_to_k_sigmoid_loss
 
@@ -33,13 +33,13 @@ class ContrastiveLoss(nn.Module):
             ``draw_one_caption`` before encoding), or ``english_pivot``, CLIP's loss between images and texts of a pivot
             language and between these and the texts of the others.
         text_to_image_weight: Weight of the direction text→image in ``one_to_k``; 1/K is that of the authors' code.
-        mean_text_weight: Weight of :func:`~ccr_lightning.functional.contrastive.mean_text_contrastive_loss`, which is
-            added to ``one_to_k``; 0 leaves it out, as the paper does.
+        text_to_text_weight: Weight of ``text_to_text_contrastive_loss``, which is added to ``one_to_k``; 0 leaves it
+            out, as the paper does.
         pivot_language: Language of the pivot in ``english_pivot``.
 
     Raises:
-        CCRError: If the objective is unknown, does not know a ``text_to_image_weight`` or a ``mean_text_weight``, or if
-            that is negative.
+        CCRError: If the objective is unknown, does not know a ``text_to_image_weight`` or a ``text_to_text_weight``, or
+            if the ``text_to_text_weight`` is negative.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class ContrastiveLoss(nn.Module):
         objective: Objective = "one_to_k",
         *,
         text_to_image_weight: float = 1.0,
-        mean_text_weight: float = 0.0,
+        text_to_text_weight: float = 0.0,
         pivot_language: str = "en",
     ) -> None:
         super().__init__()
@@ -64,18 +64,18 @@ class ContrastiveLoss(nn.Module):
             )
         for name, weight, default in (
             ("text_to_image_weight", text_to_image_weight, 1.0),
-            ("mean_text_weight", mean_text_weight, 0.0),
+            ("text_to_text_weight", text_to_text_weight, 0.0),
         ):
             if objective != "one_to_k" and weight != default:
                 raise CCRError(
                     f"{name}={weight} has no meaning for the contrastive objective {objective!r}: "
                     "leave it out or choose 'one_to_k'."
                 )
-        if not mean_text_weight >= 0:
-            raise CCRError(f"mean_text_weight={mean_text_weight} is out of range: give 0, which is off, or more.")
+        if not text_to_text_weight >= 0:
+            raise CCRError(f"text_to_text_weight={text_to_text_weight} is out of range: give 0, which is off, or more.")
         self.objective = objective
         self.text_to_image_weight = text_to_image_weight
-        self.mean_text_weight = mean_text_weight
+        self.text_to_text_weight = text_to_text_weight
         self.pivot_language = pivot_language
 
     def forward(
@@ -144,14 +144,9 @@ class ContrastiveLoss(nn.Module):
                 text_to_image_weight=self.text_to_image_weight,
                 anchors=anchors,
             )
-            if self.mean_text_weight:
-                share = share + self.mean_text_weight * mean_text_contrastive_loss(
-                    image_embeds,
-                    text_embeds,
-                    logit_scale,
-                    caption_mask=caption_mask,
-                    image_ids=image_ids,
-                    anchors=anchors,
+            if self.text_to_text_weight:
+                share = share + self.text_to_text_weight * text_to_text_contrastive_loss(
+                    text_embeds, logit_scale, caption_mask=caption_mask, image_ids=image_ids, anchors=anchors
                 )
         else:
             share = english_pivot_contrastive_loss(

@@ -20,6 +20,12 @@ LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "
 RARE = {"ar": 0.1, "fa": 0.1, "id": 0.1, "ko": 0.1, "it": 0.5, "pt": 0.5, "ru": 0.5, "tr": 0.5}
 
 
+COSTS = {
+    "images": ("images", 1e3),
+    "tokens": ("tokens", 1e6),
+    "CPU s": ("cpu_seconds", 1),
+    "wall s": ("wall_seconds", 1),
+}
 DELIMITERS = ("| ---", "|---")  # between the head of a table and its rows
 
 
@@ -54,11 +60,22 @@ class Records:
         self._all = [_normal(json.loads(line)) for line in lines]
 
     def of(
-        self, objective: str, split: str, seeds: list[int], epochs: int = 10, scored: str = "test", **said: Any
+        self,
+        objective: str,
+        split: str,
+        seeds: list[int],
+        epochs: int = 10,
+        scored: str = "test",
+        rate: float | None = None,
+        **said: Any,
     ) -> list[dict[str, Any]]:
-        """The records of some seeds, in their order; ``said`` are options, degraded, callbacks and tested_on."""
+        """The records of some seeds, in their order; ``said`` are options, degraded, callbacks and tested_on.
+
+        Without a learning rate those of the best one in tuning.
+        """
         said = {"options": {}, "degraded": {}, "callbacks": {}, "tested_on": [], **said}
-        every = 1 if "ByLanguage" in said["callbacks"] else max(1, epochs // 4)
+        said["rate"] = self.best_rate(objective, split, epochs) if rate is None else rate
+        every = 1 if "ByLanguage" in said["callbacks"] else epochs // 5
         said["options"] = {"trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": every} | said["options"]
         chosen = [
             record
@@ -70,6 +87,18 @@ class Records:
         chosen.sort(key=lambda record: record["seed"])
         assert [record["seed"] for record in chosen] == seeds, (objective, split, epochs, said)
         return chosen
+
+    def best_rate(self, objective: str, split: str, epochs: int) -> float:
+        """Of those with the most seeds in tuning at this length, or at 10 epochs if there is none."""
+        found: dict[float, list[float]] = {}
+        for record in self._all:
+            of = (record["objective"], record["split"], record["scored"], record["callbacks"])
+            if of == (objective, split, "val", {}) and record["options"]["trainer.max_epochs"] == epochs:
+                found.setdefault(record["rate"], []).append(record["scores"]["mean_recall"])
+        if not found:
+            return self.best_rate(objective, split, 10)
+        most = max(len(scores) for scores in found.values())
+        return max(found, key=lambda rate: (len(found[rate]) == most, np.mean(found[rate])))
 
 
 def configured_rate(objective: str) -> float:
@@ -84,9 +113,12 @@ def _normal(record: dict[str, Any]) -> dict[str, Any]:
     """Languages in alphabetic order, without what is configured, or implied as layers of the fusion encoder are."""
     options = {name: sorted(of) if name == "data.languages" else of for name, of in record["options"].items()}
     options.pop("model.retriever.init_args.fusion", None)
-    if options.get("model.lr") == configured_rate(record["objective"]):
-        del options["model.lr"]
-    return {**record, "options": options, "tested_on": sorted(record["tested_on"])}
+    rate = options.pop("model.lr", configured_rate(record["objective"]))
+    degraded = dict(record["degraded"])
+    if degraded:
+        assert degraded.pop("seed") == record["seed"]
+    changed = {"options": options, "rate": rate, "degraded": degraded, "tested_on": sorted(record["tested_on"])}
+    return {**record, **changed}
 
 
 def values(records: list[dict[str, Any]], column: str) -> list[float]:
@@ -101,7 +133,7 @@ def values(records: list[dict[str, Any]], column: str) -> list[float]:
     if column in ("MRV", "MRSD"):
         return [score[column.lower()]["mean"] for score in scores]
     if column in ("R@1 of the rarest", "R@1 of the unseen"):
-        languages = ("ar", "fa", "id", "ko") if column.endswith("rarest") else ("ar", "ko", "pt")
+        languages = ("ar", "fa", "id", "ko") if column.endswith("rarest") else ("ar", "pt")
         return [
             100 * np.mean([list(score["recall@1_of_language"][language].values()) for language in languages])
             for score in scores
@@ -112,7 +144,9 @@ def values(records: list[dict[str, Any]], column: str) -> list[float]:
         return [100 * min(score["of_language"].values()) for score in scores]
     if column == "below English":
         return [100 * of["en"] - 100 * np.mean([of[k] for k in of if k != "en"]) for of in _of_language(scores)]
-    name, unit = {"images": ("images", 1e3), "tokens": ("tokens", 1e6), "CPU s": ("cpu_seconds", 1)}[column]
+    if column == "gap to English":
+        return [abs(value) for value in values(records, "below English")]
+    name, unit = COSTS[column]
     return [record["cost"][name] / unit for record in records]
 
 
@@ -120,21 +154,25 @@ def _of_language(scores: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [score["of_language"] for score in scores]
 
 
-def check_cell(cell: str, numbers: list[float]) -> None:
-    """A mean, and half of its interval if there is one."""
-    value, *half = (float(part.replace(",", "")) for part in cell.split(" ± "))
-    rounding = 0.51 * 10 ** -len(cell.split(" ± ")[0].partition(".")[2])
-    assert value == pytest.approx(np.mean(numbers), abs=rounding)
-    if half:
-        low, high = stats.t.interval(0.95, len(numbers) - 1, np.mean(numbers), stats.sem(numbers))
-        assert half[0] == pytest.approx((high - low) / 2, abs=rounding)
+def check_cell(cell: str, numbers: list[float], column: str) -> None:
+    """A mean and its interval: ``a ± b``, or ``a [b, c]`` of logarithms; costs, and what was run once, have none."""
+    without_commas = re.sub(r"(?<=\d),(?=\d{3})", "", cell)
+    shown = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", without_commas)]
+    rounding = 0.51 * 10 ** -len(re.match(r"-?\d+\.?(\d*)", without_commas)[1])
+    is_ratio = column.endswith(("MRV", "MRSD"))
+    scaled = np.log(numbers) if is_ratio else np.array(numbers)
+    expected = [np.mean(scaled)]
+    if len(numbers) > 1 and column not in COSTS:
+        low, high = stats.t.interval(0.95, len(numbers) - 1, np.mean(scaled), stats.sem(scaled))
+        expected += [low, high] if is_ratio else [(high - low) / 2]
+    assert shown == pytest.approx(np.exp(expected) if is_ratio else expected, abs=rounding), (cell, column)
 
 
 def check_rows(table: Table, records_of_row: Any) -> int:
     """All cells of a table with a setting in each row and a quantity in each column; return how many."""
     for name, *cells in table.rows:
         for column, cell in zip(table.head[1:], cells, strict=True):
-            check_cell(cell, values(records_of_row(name), column))
+            check_cell(cell, values(records_of_row(name), column), column)
     return len(table.rows) * (len(table.head) - 1)
 
 
@@ -153,16 +191,26 @@ def objectives(text: str, records: Records, time: dict[str, int]) -> tuple[int, 
     for table in tables(text):
         if match := re.fullmatch(r"(equal .+), `(\w+)` split", table.title):
             checked += check_rows(table, lambda name, match=match: of(name, *match.groups()))
-    (differences,) = [table for table in tables(text) if table.title.startswith("1-to-K against the others")]
+    (differences,) = [table for table in tables(text) if table.title.startswith("The others against 1-to-K")]
     compared = check_differences(
-        (of("1-to-K", budget, split), of(other, budget, split), *shown)
-        for budget, split, other, *shown in differences.rows
+        (of(other, budget, split), of("1-to-K", budget, split), quantity, *shown)
+        for budget, split, quantity, other, *shown in differences.rows
     )
-    better = [(value > 0) == (quantity in ("R@1", "worst language")) for _, value, quantity in compared]
-    confirmed = sum(p < 0.05 and is_better for (p, *_), is_better in zip(compared, better, strict=True))
-    opposite = sum(p < 0.05 for p, *_ in compared) - confirmed
-    says = f"Of {len(compared)} comparisons {confirmed} confirm the claim, {opposite} say the opposite, and "
-    assert says + str(len(compared) - confirmed - opposite) in " ".join(text.split())
+    words = {}
+    for (budget, split, quantity, other, *_), (p, value, _) in zip(differences.rows, compared, strict=True):
+        is_better = (value < 0) == (quantity in ("R@1", "worst language"))
+        word = "undecided" if p >= 0.05 else "yes" if is_better else "**no, the opposite**"
+        claim = f"{quantity} is {'higher' if quantity in ('R@1', 'worst language') else 'lower'} than with {other}"
+        words[claim, f"{budget}, `{split}`"] = word
+    verdicts = tables(text)[0]
+    for claim, *cells in verdicts.rows:
+        for where, cell in zip(verdicts.head[1:], cells, strict=True):
+            assert cell == words.pop((claim, where), "–"), (claim, where)
+    assert not words
+    counts = [sum(cell == word for _, *cells in verdicts.rows for cell in cells) for word in
+              ("yes", "**no, the opposite**", "undecided")]  # fmt: skip
+    says = f"Of {sum(counts)} comparisons {counts[0]} confirm the claim, {counts[1]} say the opposite, and {counts[2]}"
+    assert says in " ".join(text.split())
     return checked, len(compared)
 
 
@@ -290,79 +338,122 @@ def _records_of(row: str, title: str, records: Records) -> list[dict[str, Any]]:
 
 def mechanisms(text: str, records: Records) -> int:
     """Recall of English and of the others in the course of training, and angles; return the number of cells."""
-    watched = {"ByLanguage": {}, "GradientAngles": {}}
     checked = 0
+
+    def watched(name: str) -> list[dict[str, Any]]:
+        callbacks = {"ByLanguage": {}, **({"GradientAngles": {}} if name == "1-to-K" else {})}
+        return records.of(OBJECTIVES[name], "composition", [0, 1, 2], callbacks=callbacks)
+
+    def english_and_others(at: dict[str, float]) -> tuple[float, float]:
+        return 100 * at["en"], float(100 * np.mean([at[name] for name in at if name != "en"]))
+
+    def angle(record: dict[str, Any], name: str, part: str, step: int, which: str) -> float:
+        (at,) = [one for one in record["angles"] if one["step"] == step]
+        return float(at[OBJECTIVES[name]][part][which])
+
     for table in tables(text):
         steps = [int(name.removeprefix("step ")) for name in table.head if name.startswith("step ")]
         for row in table.rows if steps else []:
-            of = records.of(OBJECTIVES[row[0]], "composition", [0, 1, 2], callbacks=watched)
             for step, cell in zip(steps, row[-len(steps) :], strict=True):
-                first, second = [], []
-                for record in of:
-                    if table.head[1] == "part":
-                        (at,) = [one[row[1]] for one in record["angles"] if one["step"] == step]
-                        first.append(at["of a step"])
-                        second.append(at["of their mean"])
-                    else:
-                        (at,) = [one["recall@1"] for one in record["by_language"] if one["step"] == step]
-                        first.append(100 * at["en"])
-                        second.append(100 * np.mean([at[name] for name in at if name != "en"]))
-                for shown, numbers in zip(cell.split(" / "), (first, second), strict=True):
-                    check_cell(shown, numbers)
+                if table.head[1] == "part":
+                    of = [
+                        [angle(record, row[0], row[1], step, which) for record in watched("1-to-K")]
+                        for which in ("of a step", "of the expectation")
+                    ]
+                else:
+                    at = [
+                        one["recall@1"]
+                        for record in watched(row[0])
+                        for one in record["by_language"]
+                        if one["step"] == step
+                    ]
+                    of = list(zip(*map(english_and_others, at), strict=True))
+                for shown, numbers in zip(cell.split(" / "), of, strict=True):
+                    assert float(shown) == pytest.approx(
+                        np.mean(numbers), abs=0.51 if table.head[1] == "part" else 0.051
+                    )
                     checked += 1
+    (table,) = [table for table in tables(text) if table.head[:3] == ["of", "with", "against 1-to-K"]]
+    for of, other, word, said in table.rows:
+        if of == "lead of English, R@1":
+            last = [
+                [english_and_others(record["by_language"][-1]["recall@1"]) for record in watched(name)]
+                for name in (other, "1-to-K")
+            ]
+            numbers = [[english - others for english, others in pairs] for pairs in last]
+        else:
+            numbers = [
+                [
+                    np.mean(
+                        [one[OBJECTIVES[name]][of.partition(", ")[2]]["of the expectation"] for one in record["angles"]]
+                    )
+                    for record in watched("1-to-K")
+                ]
+                for name in (other, "1-to-K")
+            ]
+        p, value = check_difference(said, *numbers, is_ratio=False)
+        assert word == ("undecided" if p > 0.05 else "higher" if value > 0 else "lower")
+        checked += 1
     return checked
 
 
 def candidates(text: str, records: Records) -> int:
     """The terms that were tried; return the number of cells."""
     (table,) = [table for table in tables(text) if table.head[0] == "term, weight"]
-    for name, *cells in table.rows:
-        term, _, weight = name.partition(", ")
-        callbacks = {"AddTerm": {"term": term, "weight": float(weight)}} if weight else {}
-        for split, cell in zip(table.head[1:], cells, strict=True):
-            of = records.of("one_to_k", split, [1000], scored="val", callbacks=callbacks)
-            for shown, column in zip(cell.split(", "), ("R@1", "MRV"), strict=True):
-                check_cell(shown, values(of, column))
-    return len(table.rows) * (len(table.head) - 1)
+    for name, seeds, *cells in table.rows:
+        weights = (
+            {term: float(weight) for term, weight in (of.split(" ") for of in name.split(", "))} if " " in name else {}
+        )
+        callbacks = {"AddTerms": {"weights": weights}} if weights else {}
+        for head, cell in zip(table.head[2:], cells, strict=True):
+            split, column = head.split(": ")
+            of = records.of("one_to_k", split, [1000, 1001, 1002][: int(seeds)], scored="val", callbacks=callbacks)
+            check_cell(cell, values(of, column), column)
+    return len(table.rows) * (len(table.head) - 2)
 
 
-def beyond(text: str, records: Records) -> int:
-    """1-to-K with and without the mean text; return the number of cells."""
+def beyond(text: str, records: Records, term: dict[str, float]) -> int:
+    """1-to-K with and without the term that is added; return the number of cells."""
 
     def of(name: str, split: str) -> list[dict[str, Any]]:
-        options = {"options": {"model.mean_text_weight": 0.5}} if name == "1-to-K, mean text" else {}
-        return records.of("one_to_k", split, [0, 1, 2, 3, 4], **options)
+        return records.of("one_to_k", split, [0, 1, 2, 3, 4], options=term if name != "1-to-K" else {})
 
     checked = 0
     for table in tables(text):
-        if match := re.fullmatch(r"With and without the mean text, `(\w+)` split", table.title):
-            assert [name for name, *_ in table.rows] == ["1-to-K", "1-to-K, mean text"]
+        if match := re.fullmatch(r"With and without the term, `(\w+)` split", table.title):
+            assert [name for name, *_ in table.rows] == ["1-to-K", "1-to-K, text to text"]
             checked += check_rows(table, lambda name, split=match[1]: of(name, split))
-    (differences,) = [table for table in tables(text) if "with the mean text" in table.head]
+    (differences,) = [table for table in tables(text) if "with the term" in table.head]
     compared = check_differences(
-        (of("1-to-K, mean text", split), of("1-to-K", split), *shown) for split, *shown in differences.rows
+        (of("1-to-K, text to text", split), of("1-to-K", split), quantity, said, p)
+        for split, quantity, _, said, p in differences.rows
     )
+    for (_, quantity, word, *_), (p, value, _) in zip(differences.rows, compared, strict=True):
+        assert word == ("undecided" if p >= 0.05 else "higher" if value > 0 else "lower"), quantity
     return checked + len(compared)
 
 
 def tuning(text: str, records: Records) -> int:
     """Mean recall by learning rate; return the number of cells."""
-    (table,) = [table for table in tables(text) if table.head[0] == "objective" and _is_number(table.head[1])]
+    (rates,) = [table for table in tables(text) if table.head[0] == "objective" and _is_number(table.head[1])]
+    (longer,) = [table for table in tables(text) if table.head[0] == "longer"]
     (finalists,) = [table for table in tables(text) if "learning rate" in table.head]
 
-    def check(name: str, rate: float, split: str, seeds: list[int], shown: str) -> None:
-        options = {"model.lr": rate} if rate != configured_rate(OBJECTIVES[name]) else {}
-        of = records.of(OBJECTIVES[name], split, seeds, scored="val", options=options)
-        check_cell(shown, values(of, "mean recall"))
+    def check(name: str, rate: str, split: str, seeds: list[int], epochs: int, shown: str) -> None:
+        of = records.of(OBJECTIVES[name], split, seeds, epochs, "val", float(rate))
+        check_cell(shown, values(of, "mean recall"), "mean recall")
 
-    for name, *cells in table.rows:
-        for rate, cell in zip(table.head[1:], cells, strict=True):
-            for split, shown in zip(("composition", "family"), cell.split(", "), strict=True):
-                check(name, float(rate), split, [1000], shown)
+    for table in (rates, longer):
+        for row, *cells in table.rows:
+            name, _, length = row.partition(", ")
+            epochs = int(length.removesuffix(" epochs") or 10)
+            for rate, cell in zip(table.head[1:], cells, strict=True):
+                for split, shown in zip(("composition", "family"), cell.split(", "), strict=True):
+                    check(name, rate, split, [1000], epochs, shown)
     for name, rate, *cells in finalists.rows:
         for split, shown in zip(finalists.head[2:], cells, strict=True):
-            check(name, float(rate), split, [1000, 1001, 1002], shown)
-    return sum(len(of.rows) * (len(of.head) - 1) for of in (table, finalists)) - len(finalists.rows)
+            check(name, rate, split, [1000, 1001, 1002], 10, shown)
+    return sum(2 * len(of.rows) * (len(of.head) - 1) for of in (rates, longer)) + 2 * len(finalists.rows)
 
 
 def _is_number(text: str) -> bool:

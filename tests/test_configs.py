@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from configured import configured
 
-from ccr_lightning.cli import training
 from ccr_lightning.cli.main import main
 from ccr_lightning.data.transforms import CLIP_MEAN, CLIP_STD
 from ccr_lightning.errors import CCRError
@@ -42,27 +42,17 @@ def configs(path):
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     """A function that runs ``ccr fit`` up to the trainer, and returns settings, model and data module."""
-    cli, known = training.TrainingCLI, {}
+    known = {}
 
     def run(paths, device):
-        if (*paths, device) in known:
-            return known[(*paths, device)]
-        arguments = [part for path in paths for part in ("--config", str(path))]
-        if device == "meta":  # as from the hub, without it
-            part = "--model.retriever.init_args"
-            arguments += [f"{part}.text_weights", "null", f"{part}.image_encoder.init_args.pretrained", "false"]
-        with pytest.MonkeyPatch.context() as patch, torch.device(device):
-            patch.chdir(ROOT)
-            patch.setattr("sys.argv", ["ccr"])
-            patch.setattr(training, "_prepare_data", lambda *_: None)
-            patch.setattr(cli, "instantiate_trainer", lambda self: None)
-            built = []
-            patch.setattr(
-                cli, "_run_subcommand", lambda self, _: built.append((self.config.fit, self.model, self.datamodule))
-            )
-            assert main(["fit", *arguments, "--runs_dir", str(tmp_path_factory.mktemp("runs"))]) == 0
-        known[(*paths, device)] = built[0]
-        return built[0]
+        if (*paths, device) not in known:
+            arguments = [part for path in paths for part in ("--config", path)]
+            if device == "meta":  # as from the hub, without it
+                part = "--model.retriever.init_args"
+                arguments += [f"{part}.text_weights", "null", f"{part}.image_encoder.init_args.pretrained", "false"]
+            runs = tmp_path_factory.mktemp("runs")
+            known[(*paths, device)] = configured(*arguments, "--runs_dir", runs, device=device)
+        return known[(*paths, device)]
 
     return run
 

@@ -14,8 +14,8 @@ from ccr_lightning.functional import logsumexp
 from ccr_lightning.functional.contrastive import (
     draw_one_caption,
     english_pivot_contrastive_loss,
-    mean_text_contrastive_loss,
     one_to_k_contrastive_loss,
+    text_to_text_contrastive_loss,
 )
 from ccr_lightning.losses import ContrastiveLoss
 
@@ -61,9 +61,14 @@ CASES = {
     "one image only": (holes(), torch.full((B,), 4)),
 }
 cases = pytest.mark.parametrize(("mask", "ids"), CASES.values(), ids=CASES.keys())
-losses = pytest.mark.parametrize(
-    "objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss, mean_text_contrastive_loss]
-)
+
+
+def text_to_text(image_embeds, text_embeds, *arguments, **options):
+    """With the arguments of the other losses."""
+    return text_to_text_contrastive_loss(text_embeds, *arguments, **options) + 0 * image_embeds.sum()
+
+
+losses = pytest.mark.parametrize("objective", [one_to_k_contrastive_loss, english_pivot_contrastive_loss, text_to_text])
 
 
 def filled_in(mask, ids):
@@ -120,10 +125,46 @@ def pivot_by_loops(image_embeds, text_embeds, mask, ids, pivot):
     return clip_by_loops(images, texts[pivot], ids) + sum(others) / len(others)
 
 
-def mean_text_by_loops(image_embeds, text_embeds, mask, ids):
-    sums = {i: sum(text_embeds[i, k].numpy() for k in range(K) if mask[i, k]) for i in range(B) if mask[i].any()}
-    means = {i: of / math.sqrt(sum(number**2 for number in of)) for i, of in sums.items()}
-    return clip_by_loops({i: image_embeds[i].numpy() for i in range(B)}, means, ids)
+def text_to_text_by_loops(text_embeds, mask, ids):
+    t, of_language = text_embeds.numpy(), []
+    for a in range(K):
+        forth, back = [], []
+        for i in range(B):
+            if not mask[i, a]:
+                continue
+            logits = {
+                (j, k): SCALE * float(t[i, a] @ t[j, k]) for j in range(B) for k in range(K) if k != a and mask[j, k]
+            }
+            positives = [(j, k) for (j, k) in logits if ids[j] == ids[i]]
+            if positives:
+                forth.append(mean_over_positives(logits, positives))
+        for i in range(B):
+            for k in range(K):
+                if k == a or not mask[i, k]:
+                    continue
+                logits = {j: SCALE * float(t[j, a] @ t[i, k]) for j in range(B) if mask[j, a]}
+                positives = [j for j in logits if ids[j] == ids[i]]
+                if positives:
+                    back.append(mean_over_positives(logits, positives))
+        of_language.append(0.5 * (mean(forth) + mean(back)))
+    return mean(of_language)
+
+
+@cases
+def test_text_to_text_is_the_formula(mask, ids):
+    text_embeds = unit(B, K, D, seed=2)
+    loss = text_to_text_contrastive_loss(text_embeds, SCALE, caption_mask=mask, image_ids=ids)
+    expected = text_to_text_by_loops(text_embeds, *filled_in(mask, ids))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_text_to_text_of_one_or_two_languages():
+    text_embeds = unit(B, 2, D, seed=2).requires_grad_()
+    logits, labels = SCALE * text_embeds[:, 0] @ text_embeds[:, 1].T, torch.arange(B)
+    clip = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(text_to_text_contrastive_loss(text_embeds, SCALE), clip)
+    alone = text_to_text_contrastive_loss(text_embeds[:, :1], SCALE)
+    assert (alone.item(), alone.requires_grad) == (0, True)
 
 
 @cases
@@ -149,14 +190,6 @@ def test_english_pivot_is_the_formula(mask, ids, pivot):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-@cases
-def test_mean_text_is_the_formula(mask, ids):
-    image_embeds, text_embeds = unit(B, D, seed=1), unit(B, K, D, seed=2)
-    loss = mean_text_contrastive_loss(image_embeds, text_embeds, SCALE, caption_mask=mask, image_ids=ids)
-    expected = mean_text_by_loops(image_embeds, text_embeds, *filled_in(mask, ids))
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
-
-
 def test_k_1_is_clip():
     image_embeds, text_embeds = unit(B, D, seed=1), unit(B, 1, D, seed=2)
     logits = SCALE * image_embeds @ text_embeds[:, 0].T
@@ -164,7 +197,6 @@ def test_k_1_is_clip():
     clip = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     torch.testing.assert_close(one_to_k_contrastive_loss(image_embeds, text_embeds, SCALE), clip)
     torch.testing.assert_close(english_pivot_contrastive_loss(image_embeds, text_embeds, SCALE, pivot=0), clip)
-    torch.testing.assert_close(mean_text_contrastive_loss(image_embeds, text_embeds, SCALE), clip)
 
 
 def test_text_to_image_weight_reaches_the_authors_weighting():
@@ -289,8 +321,21 @@ def test_shapes_that_do_not_fit(changed, message):
         one_to_k_contrastive_loss(**arguments)
     with pytest.raises(CCRError, match=message):
         english_pivot_contrastive_loss(**arguments, pivot=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"text_embeds": torch.ones(B, D)}, r"text_embeds has shape \(7, 5\): pass \(B, K, D\)"),
+        ({"text_embeds": torch.ones(0, K, D)}, "at least 1"),
+        ({"text_embeds": torch.ones(B, K, D, dtype=torch.int64)}, "floating point"),
+        ({"caption_mask": torch.ones(B, K)}, "caption_mask is torch.float32"),
+        ({"image_ids": torch.arange(B + 1)}, r"image_ids has shape \(8,\)"),
+    ],
+)
+def test_texts_that_do_not_fit(changed, message):
     with pytest.raises(CCRError, match=message):
-        mean_text_contrastive_loss(**arguments)
+        text_to_text_contrastive_loss(**{"text_embeds": torch.ones(B, K, D), "logit_scale": 1.0} | changed)
 
 
 @pytest.mark.parametrize("pivot", [-1, K])
@@ -316,9 +361,9 @@ def test_loss_module_is_the_function():
     assert ContrastiveLoss(text_to_image_weight=0.5)(
         image_embeds, text_embeds, SCALE, **given
     ) == one_to_k_contrastive_loss(image_embeds, text_embeds, SCALE, text_to_image_weight=0.5, **given)
-    added = ContrastiveLoss(mean_text_weight=0.7)(image_embeds, text_embeds, SCALE, **given)
+    added = ContrastiveLoss(text_to_text_weight=0.7)(image_embeds, text_embeds, SCALE, **given)
     assert added == one_to_k_contrastive_loss(image_embeds, text_embeds, SCALE, **given) + 0.7 * (
-        mean_text_contrastive_loss(image_embeds, text_embeds, SCALE, **given)
+        text_to_text_contrastive_loss(text_embeds, SCALE, **given)
     )
     assert ContrastiveLoss("english_pivot", pivot_language="fr")(
         image_embeds, text_embeds, SCALE, languages=("en", "de", "fr"), **given
@@ -333,11 +378,11 @@ def test_loss_module_refuses_what_does_not_suit_the_objective():
         ContrastiveLoss("one_to_many")
     with pytest.raises(CCRError, match=r"text_to_image_weight=0\.5"):
         ContrastiveLoss("one_to_one", text_to_image_weight=0.5)
-    with pytest.raises(CCRError, match=r"mean_text_weight=0\.5 has no meaning"):
-        ContrastiveLoss("english_pivot", mean_text_weight=0.5)
+    with pytest.raises(CCRError, match=r"text_to_text_weight=0\.5 has no meaning"):
+        ContrastiveLoss("english_pivot", text_to_text_weight=0.5)
     for weight in (-0.5, math.nan):
-        with pytest.raises(CCRError, match=f"mean_text_weight={weight}"):
-            ContrastiveLoss(mean_text_weight=weight)
+        with pytest.raises(CCRError, match=f"text_to_text_weight={weight} is out of range"):
+            ContrastiveLoss(text_to_text_weight=weight)
     with pytest.raises(CCRError, match="one text per image, but text_embeds has 3"):
         ContrastiveLoss("one_to_one")(unit(B, D), unit(B, K, D), SCALE)
     for languages in (None, ("de", "fr", "cs"), ("en", "de")):

@@ -13,7 +13,7 @@ from ccr_lightning.functional.logsumexp import DENSE_CELLS
 from ccr_lightning.losses import ContrastiveLoss
 
 B, K, WIDTH = 200, 4, 6  # images per rank, captions of each, width of the inputs
-SETTINGS = ({}, {"text_to_image_weight": 1 / K}, {"mean_text_weight": 0.5})
+SETTINGS = ({}, {"text_to_image_weight": 1 / K}, {"text_to_text_weight": 0.5})
 
 
 class Towers(nn.Module):
@@ -41,10 +41,14 @@ def whole_batch(world_size):
     return images, texts, mask, ids
 
 
-def formula(images, texts, scale, mask, ids, text_to_image_weight=1.0, mean_text_weight=0.0):
-    """A mean over its positives for each anchor that has some, then a mean over these anchors, in each direction."""
+def formula(images, texts, scale, mask, ids, text_to_image_weight=1.0, text_to_text_weight=0.0, is_there=None):
+    """A mean over its positives for each anchor that has some, then a mean over these anchors, in each direction.
+
+    Images may be missing where they are texts of another language.
+    """
+    is_there = torch.ones(len(images), dtype=torch.bool) if is_there is None else is_there
     logits = scale * torch.einsum("id,jkd->ijk", images, texts)
-    positive = (ids[:, None] == ids)[:, :, None] & mask
+    positive = (ids[:, None] == ids)[:, :, None] & mask & is_there[:, None, None]
 
     def mean_over_anchors(log_probs, is_positive):
         counts = is_positive.sum(1)
@@ -52,12 +56,16 @@ def formula(images, texts, scale, mask, ids, text_to_image_weight=1.0, mean_text
         return (terms[counts > 0] / counts[counts > 0]).mean()
 
     of_images = logits.masked_fill(~mask, -torch.inf).flatten(1).log_softmax(1)
-    of_texts = logits.flatten(1).T.log_softmax(1)
+    of_texts = logits.masked_fill(~is_there[:, None, None], -torch.inf).flatten(1).T.log_softmax(1)
     to_text = mean_over_anchors(of_images, positive.flatten(1))
     loss = 0.5 * (to_text + text_to_image_weight * mean_over_anchors(of_texts, positive.flatten(1).T))
-    if mean_text_weight:
-        means = F.normalize((texts * mask[:, :, None]).sum(1), dim=-1)[:, None]
-        loss = loss + mean_text_weight * formula(images, means, scale, mask.any(1)[:, None], ids)
+    if text_to_text_weight:
+        among_texts = [
+            formula(texts[:, k], texts[:, others], scale, mask[:, others], ids, is_there=mask[:, k])
+            for k in range(K)
+            for others in [[other for other in range(K) if other != k]]
+        ]
+        loss = loss + text_to_text_weight * sum(among_texts) / K
     return loss
 
 

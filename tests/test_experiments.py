@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from configured import configured
 from scipy import stats
 from torch.nn import functional as F
 
 from benchmarks import objectives
-from benchmarks.experiments import plan, running
+from benchmarks.experiments import ablations, plan, running
 from benchmarks.experiments.candidates import TERMS
 from benchmarks.experiments.degraded import Degraded
-from benchmarks.experiments.gradients import angles
+from benchmarks.experiments.gradients import STEPS, Step, angles, mean_cosines
 from benchmarks.experiments.intervals import difference, holm, mean
 from benchmarks.experiments.running import Results, run
 from benchmarks.experiments.trial import Trial
-from ccr_lightning.cli.data_arguments import read_data
 from ccr_lightning.data.datamodule import CaptionDataModule
 from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.sources.openmoji import LANGUAGES, OpenMoji
@@ -32,7 +33,7 @@ from ccr_lightning.models.vision import ImageEncoder
 from ccr_lightning.training.module import RetrievalModule
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "results.md"
+TEMPLATE = "benchmarks/experiments/results.md.jinja"
 
 
 @pytest.fixture(scope="module")
@@ -174,17 +175,61 @@ def test_trials_have_keys_of_their_own():
 
 @pytest.mark.parametrize("part", objectives.PARTS)
 def test_trials_are_configurations(part, tmp_path, monkeypatch):
-    """Data and callbacks of every kind are built by the command's own parser."""
-    monkeypatch.setattr("sys.argv", ["ccr"])
-    seen = set()
+    """Of each kind one is built, by the command itself: of those that differ in more than seed, split and numbers."""
+    monkeypatch.setenv("CCR_TRUST", "benchmarks")
+    kinds = {}
     for trial in objectives.trials(part):
-        settings = trial.settings()
-        data = json.dumps(settings["data"], sort_keys=True)
-        if data not in seen:
-            seen.add(data)
-            path = tmp_path / f"{len(seen)}.yaml"
-            path.write_text(yaml.safe_dump(settings, allow_unicode=True))
-            assert read_data([str(path)]).source.name.startswith(f"openmoji-{trial.split}")
+        names = re.sub(r"[-+.\d]+(e-\d+)?", "", json.dumps([trial.options, trial.degraded, trial.callbacks]))
+        kinds.setdefault((trial.objective, names), trial)
+    for number, trial in enumerate(kinds.values()):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(trial.settings(), allow_unicode=True))
+        settings, model, data = configured("--config", path, "--runs_dir", tmp_path)
+        assert data.source.name.startswith(f"openmoji-{trial.split}")
+        assert model.contrastive.objective == trial.objective
+        assert model.contrastive.text_to_text_weight == trial.options.get("model.text_to_text_weight", 0)
+        assert (model.retriever.fusion is None) == ("model.retriever.init_args.fusion" not in trial.options)
+        assert model.retriever.temperature.item() == pytest.approx(
+            trial.options.get("model.retriever.init_args.temperature", 0.07)
+        )
+        named = [of.class_path.rpartition(".")[2] for of in settings.trainer.callbacks]
+        assert named == [*trial.callbacks, "Meter"]
+
+
+def test_a_larger_size_is_built(tmp_path):
+    """Of the losses too, whose fusion encoder is as wide as the others."""
+    large = plan.objectives("images", "family")[0].trials[0], ablations.ablations()["losses"][-1].trials[0]
+    for number, trial in enumerate(large):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(trial.settings([ROOT / "configs/experiments/large.yaml"]), allow_unicode=True))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CCR_TRUST", "benchmarks")
+            _, model, _ = configured("--config", path, "--runs_dir", tmp_path, device="meta")
+        retriever = model.retriever
+        assert retriever.text_encoder.width == 256
+        if retriever.fusion is not None:
+            assert (retriever.fusion.width, retriever.fusion.image_width) == (256, retriever.image_encoder.width)
+
+
+def test_the_model_has_the_size_that_the_page_states(tmp_path):
+    _, model, _ = configured("--config", "configs/experiments/one_to_k.yaml", "--runs_dir", tmp_path)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"a dual encoder of {millions:.1f} M parameters" in (ROOT / TEMPLATE).read_text(encoding="utf-8")
+
+
+def test_every_training_is_validated_five_times_and_at_its_end():
+    for trial in [trial for part in objectives.PARTS for trial in objectives.trials(part)]:
+        of = trial.settings()["trainer"]
+        number, rest = divmod(of["max_epochs"], of["check_val_every_n_epoch"])
+        assert (number, rest) == (of["max_epochs"] if "ByLanguage" in trial.callbacks else 5, 0)
+
+
+def test_steps_whose_angles_are_measured_are_those_that_are_trained():
+    for step in STEPS:
+        of = Trial(step.objective, "composition", 0).settings()
+        assert of["model"]["objective"] == step.objective
+        assert of["data"]["languages_per_step"] == step.languages
+        assert tuple(of["data"].get("required_languages", ())) == step.required
 
 
 def test_tokens_are_equal_where_they_should_be():
@@ -208,8 +253,9 @@ def trained(tmp_path_factory):
         "unseen": Trial("one_to_one", "family", 0, {**short, "data.languages": ["en", "de"]}, tested_on=("en", "pt")),
         "chosen by": Trial("one_to_k", "family", 1, short, {"kept": {"de": 0.5}}, selects=True),
         "with a term": Trial(
-            "one_to_k", "composition", 0, short, callbacks={"AddTerm": {"term": "mean_text", "weight": 0.5}}
+            "one_to_k", "composition", 0, short, callbacks={"AddTerms": {"weights": {"text_to_text": 0.5}}}
         ),
+        "by its option": Trial("one_to_k", "composition", 0, {**short, "model.text_to_text_weight": 0.5}),
         "without it": Trial("one_to_k", "composition", 0, short),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -227,6 +273,7 @@ def test_what_is_kept_of_a_training(trained):
     assert record["cost"]["steps"] == 4
     assert record["cost"]["images"] == 4 * 128
     assert record["cost"]["cpu_seconds"] > 0
+    assert record["cost"]["wall_seconds"] > 0
     assert [of["step"] for of in record["by_language"]] == [2, 4]
     assert set(record["by_language"][0]["recall@1"]) == set(LANGUAGES)
     assert [of["step"] for of in record["angles"]] == [0, 2]
@@ -251,8 +298,12 @@ def test_tokens_are_those_that_were_read(trained):
     assert trained.of["without it"]["cost"]["tokens"] == total
 
 
-def test_a_term_changes_what_is_learnt(trained):
-    assert trained.of["with a term"]["scores"] != trained.of["without it"]["scores"]
+def test_a_term_changes_what_is_learnt_as_its_option_does(trained):
+    scores = {
+        name: trained.of[name]["scores"]["mrv"]["mean"] for name in ("with a term", "by its option", "without it")
+    }
+    assert scores["with a term"] == pytest.approx(scores["by its option"], rel=0.02)
+    assert scores["with a term"] != pytest.approx(scores["without it"], rel=0.02)
 
 
 def test_what_has_been_trained_is_not_trained_again(trained, monkeypatch):
@@ -298,27 +349,46 @@ def module_and_data(tmp_path, tiny_jsonl):
 
 
 def test_a_step_of_all_languages_points_where_they_do(module_and_data):
-    found = angles(*module_and_data("one_to_k", None), batches=2, draws=2)
-    for of in found.values():
-        assert of == {"of a step": pytest.approx(0, abs=0.01), "of their mean": pytest.approx(0, abs=0.01)}
+    found = angles(*module_and_data("one_to_k", None), batches=2, draws=2, steps=(Step("one_to_k", None),))
+    for of in found["one_to_k"].values():
+        assert of == {"of a step": pytest.approx(0, abs=0.01), "of the expectation": pytest.approx(0, abs=0.01)}
 
 
 def test_angles_of_fewer_languages(module_and_data):
-    """The fewer there are the wider, and a mean has lost some of the chance."""
-    one, two = (angles(*module_and_data("one_to_k", k), batches=2, draws=6) for k in (1, 2))
-    for part in one:
-        assert one[part]["of a step"] > two[part]["of a step"] > 1
-        assert one[part]["of a step"] > one[part]["of their mean"] > 0
-    pivot = angles(*module_and_data("english_pivot", None), batches=2, draws=2)
-    assert pivot["image encoder"]["of a step"] > 1
-    assert pivot["text encoder"]["of a step"] == pytest.approx(pivot["text encoder"]["of their mean"], abs=0.01)
+    """The fewer there are the wider; what is left without the chance is less."""
+    module, data = module_and_data("one_to_k", None)
+    one, two = (
+        angles(module, data, batches=2, draws=8, steps=(Step("one_to_k", k), Step("english_pivot", None, ("en",))))
+        for k in (1, 2)
+    )
+    for part, of in one["one_to_k"].items():
+        assert of["of a step"] > two["one_to_k"][part]["of a step"] > 1
+        assert of["of a step"] > of["of the expectation"]
+    # The pivot's step has no chance in it where it takes all languages.
+    for of in one["english_pivot"].values():
+        assert of["of a step"] > 1
+        assert of["of a step"] == pytest.approx(of["of the expectation"], abs=0.01)
+
+
+def test_the_expected_gradient_is_found_in_noise():
+    """Draws around a known direction, 60 degrees from the reference, with noise many times as long."""
+    generator = torch.Generator().manual_seed(0)
+    reference, across = torch.zeros(10_000), torch.zeros(10_000)
+    reference[0], across[1] = 2.0, 1.0
+    expected = 5 * (math.cos(math.radians(60)) * reference / 2 + math.sin(math.radians(60)) * across)
+    noise = 0.2 * torch.randn(64, 10_000, generator=generator)  # of length 20
+    of_a_step, of_expectation = mean_cosines(expected + noise, reference)
+    assert of_expectation == pytest.approx(math.cos(math.radians(60)), abs=0.05)
+    assert of_a_step == pytest.approx(5 * math.cos(math.radians(60)) / math.sqrt(5**2 + 20**2), abs=0.01)
 
 
 def test_measuring_angles_changes_nothing(module_and_data):
     module, data = module_and_data("one_to_one", None)
+    loss = module.contrastive
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = torch.random.get_rng_state()
-    angles(module, data, batches=1, draws=2)
+    angles(module, data, batches=1, draws=2, steps=(Step("one_to_k", 2),))
+    assert module.contrastive is loss
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in module.parameters())

@@ -10,15 +10,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ccr_lightning.functional.contrastive import mean_text_contrastive_loss, one_to_k_contrastive_loss
+from ccr_lightning.functional.contrastive import one_to_k_contrastive_loss, text_to_text_contrastive_loss
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def mean_text(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's loss between images and the normalised means of their texts over the languages."""
-    return mean_text_contrastive_loss(image_embeds, text_embeds, logit_scale)
+    means = F.normalize(text_embeds.mean(1), dim=-1)
+    return one_to_k_contrastive_loss(image_embeds, means[:, None], logit_scale)
 
 
 def agreement(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
@@ -45,14 +47,7 @@ def hardest_language(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Ten
 
 def text_to_text(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
     """The 1-to-K loss of each text against the texts of the other languages, averaged over languages."""
-    languages = range(text_embeds.shape[1])
-    losses = [
-        one_to_k_contrastive_loss(
-            text_embeds[:, anchor], text_embeds[:, [other for other in languages if other != anchor]], logit_scale
-        )
-        for anchor in languages
-    ]
-    return torch.stack(losses).mean()
+    return text_to_text_contrastive_loss(text_embeds, logit_scale)
 
 
 TERMS: dict[str, Term] = {

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ccr_lightning.errors import CCRError
 from ccr_lightning.functional.logsumexp import product_logsumexp
@@ -207,68 +206,6 @@ def one_to_k_contrastive_loss(
         )
 
 
-def mean_text_contrastive_loss(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    logit_scale: Tensor | float,
-    *,
-    caption_mask: Tensor | None = None,
-    image_ids: Tensor | None = None,
-    anchors: slice | None = None,
-    is_tiled: bool | None = None,
-) -> Tensor:
-    r"""CLIP's symmetric loss between images and the means of their texts over the languages, to add to the 1-to-K loss.
-
-    With the mean text :math:`m_i = \sum_k t_{ik} / \lVert \sum_k t_{ik} \rVert` over the captions that are there,
-    and :math:`s(i, j) = v_i \cdot m_j / \tau`,
-
-    .. math::
-        L = -\frac{1}{2B} \sum_i \Big[
-            \log \frac{e^{s(i, i)}}{\sum_j e^{s(i, j)}} + \log \frac{e^{s(i, i)}}{\sum_j e^{s(j, i)}} \Big].
-
-    It is not of the paper: docs/results.md has what it does to recall and MRV. The languages need not agree for it, but
-    it teaches all of them at once what sets an image apart. With one language it is CLIP's loss itself.
-
-    Rows with the same image id are positives of each other. An image without any caption has no mean text, and stays a
-    candidate of text→image.
-
-    Args:
-        image_embeds: (B, D), L2-normalised.
-        text_embeds: (B, K, D), L2-normalised; those of missing captions may hold anything.
-        logit_scale: One number, the inverse of the temperature.
-        caption_mask: (B, K) bool, False where an image has no caption in a language; by default all are there.
-        image_ids: (B,), equal for rows that show the same image; by default every row shows another one.
-        anchors: Rows whose terms are summed, as for ``one_to_k_contrastive_loss``.
-        is_tiled: Which form to compute, as for ``one_to_k_contrastive_loss``.
-
-    Returns:
-        Scalar, not negative, at least in float32. 0 (with a graph) if there is no caption at all; NaN if an embedding
-        that takes part is NaN.
-
-    Raises:
-        CCRError: If shapes or dtypes do not fit together, or if the batch is empty.
-
-    Example:
-        >>> image_embeds = torch.eye(2)
-        >>> text_embeds = image_embeds[:, None].expand(2, 3, 2)  # three perfect translations each
-        >>> mean_text_contrastive_loss(image_embeds, text_embeds, 100.0).item()
-        0.0
-    """
-    batch = embedded_batch(image_embeds, text_embeds, logit_scale, caption_mask, image_ids)
-    with torch.autocast(batch.images.device.type, enabled=False):
-        return _symmetric_loss(
-            batch.images,
-            None,
-            F.normalize(batch.texts.sum(1, keepdim=True), dim=-1),
-            None if caption_mask is None else caption_mask.any(1, keepdim=True),
-            None if image_ids is None else _groups(image_ids),
-            batch.logit_scale,
-            1.0,
-            anchors,
-            is_tiled,
-        )
-
-
 def english_pivot_contrastive_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
@@ -332,6 +269,80 @@ def english_pivot_contrastive_loss(
             if language != pivot
         ]
         return loss + torch.stack(others).mean() if others else loss
+
+
+def text_to_text_contrastive_loss(
+    text_embeds: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    caption_mask: Tensor | None = None,
+    image_ids: Tensor | None = None,
+    anchors: slice | None = None,
+    is_tiled: bool | None = None,
+) -> Tensor:
+    r"""The 1-to-K loss between texts: each text against those of the other languages, every language alike.
+
+    With :math:`s(ia, jk) = t_{ia} \cdot t_{jk} / \tau`, the mean over the K languages :math:`a` of
+
+    .. math::
+        L_a = \frac{1}{2} \Big[
+            -\frac{1}{B} \sum_i \frac{1}{K - 1} \sum_{k \ne a}
+            \log \frac{e^{s(ia, ik)}}{\sum_j \sum_{l \ne a} e^{s(ia, jl)}}
+            - \frac{1}{B (K - 1)} \sum_i \sum_{k \ne a} \log \frac{e^{s(ia, ik)}}{\sum_j e^{s(ja, ik)}} \Big],
+
+    which is ``one_to_k_contrastive_loss`` with the texts of language :math:`a` in the place of the images. Added to the
+    loss of the images, it is no part of the paper's method: docs/results.md has what it does to recall and MRV.
+
+    Texts of equal image ids are positives. A missing caption is neither anchor nor candidate; texts left without a
+    positive are left out of their mean, and a language without captions counts as 0.
+
+    Args:
+        text_embeds: (B, K, D), L2-normalised; those of missing captions may hold anything.
+        logit_scale: One number, the inverse of the temperature.
+        caption_mask: (B, K) bool, False where an image has no caption in a language; by default all are there.
+        image_ids: (B,), equal for rows that show the same image; by default every row shows another one.
+        anchors: Rows whose terms are summed, as for ``one_to_k_contrastive_loss``.
+        is_tiled: Which form to compute, as for ``one_to_k_contrastive_loss``.
+
+    Returns:
+        Scalar, not negative, at least in float32; 0 (with a graph) for one language, or without any caption. NaN if an
+        embedding that takes part is NaN.
+
+    Raises:
+        CCRError: If shapes or dtypes do not fit together, or if the batch is empty.
+
+    Example:
+        >>> text_embeds = torch.eye(2)[:, None].expand(2, 3, 2)  # three perfect translations of two captions
+        >>> loss = text_to_text_contrastive_loss(text_embeds, 100.0)
+        >>> torch.testing.assert_close(2 * loss, torch.tensor(2.0).log())
+    """
+    if text_embeds.dim() != 3:
+        raise CCRError(f"text_embeds has shape {tuple(text_embeds.shape)}: pass (B, K, D).")
+    batch = embedded_batch(text_embeds.sum(1), text_embeds, logit_scale, caption_mask, image_ids)
+    groups = None if image_ids is None else _groups(image_ids)
+    n_languages = text_embeds.shape[1]
+    if n_languages == 1:
+        return 0 * batch.texts.sum()
+
+    def others(values: Tensor, language: int) -> Tensor:
+        return torch.cat([values[:, :language], values[:, language + 1 :]], dim=1)
+
+    with torch.autocast(batch.texts.device.type, enabled=False):
+        losses = [
+            _symmetric_loss(
+                batch.texts[:, language],
+                None if caption_mask is None else caption_mask[:, language],
+                others(batch.texts, language),
+                None if caption_mask is None else others(caption_mask, language),
+                groups,
+                batch.logit_scale,
+                1.0,
+                anchors,
+                is_tiled,
+            )
+            for language in range(n_languages)
+        ]
+        return torch.stack(losses).mean()
 
 
 def draw_one_caption(caption_mask: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -63,7 +63,7 @@ class RetrievalModule(LightningModule):
             or what the paper compares with: ``one_to_one`` (one random language per image and step) or
             ``english_pivot`` (image-pivot and pivot-other).
         text_to_image_weight: Weight of text→image in ``one_to_k``; 1/K is that of the authors' code.
-        mean_text_weight: Weight of the contrastive loss between images and the means of their texts, beside that of
+        text_to_text_weight: Weight of the contrastive loss between texts of different languages, beside that of
             ``one_to_k``; 0 leaves it out, as the paper does.
         pivot_language: The pivot of ``english_pivot``.
         contrastive_weight: Weight of the contrastive loss.
@@ -104,7 +104,7 @@ class RetrievalModule(LightningModule):
         retriever: DualEncoder,
         objective: Objective = "one_to_k",
         text_to_image_weight: float = 1.0,
-        mean_text_weight: float = 0.0,
+        text_to_text_weight: float = 0.0,
         pivot_language: str = "en",
         contrastive_weight: float = 1.0,
         matching_weight: float = 1.0,
@@ -150,7 +150,7 @@ class RetrievalModule(LightningModule):
         self.contrastive = ContrastiveLoss(
             objective,
             text_to_image_weight=text_to_image_weight,
-            mean_text_weight=mean_text_weight,
+            text_to_text_weight=text_to_text_weight,
             pivot_language=pivot_language,
         )
         self.loss_weights = {

@@ -302,8 +302,8 @@ def test_a_term_changes_what_is_learnt_as_its_option_does(trained):
     scores = {
         name: trained.of[name]["scores"]["mrv"]["mean"] for name in ("with a term", "by its option", "without it")
     }
-    assert scores["with a term"] == pytest.approx(scores["by its option"], rel=0.02)
-    assert scores["with a term"] != pytest.approx(scores["without it"], rel=0.02)
+    assert scores["with a term"] == pytest.approx(scores["by its option"], rel=1e-3)
+    assert scores["with a term"] != pytest.approx(scores["without it"], rel=1e-3)
 
 
 def test_what_has_been_trained_is_not_trained_again(trained, monkeypatch):

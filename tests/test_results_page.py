@@ -169,8 +169,8 @@ def test_learning_rates_are_those_that_were_best_in_tuning():
             for rate in (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
         }
         assert sorted(sorted(of_one_seed, key=of_one_seed.get)[-2:]) == list(plan.FINALISTS[objective])
-        for split in ("composition", "family"):
-            for epochs in (5, 10, 20, 40):
+        for split, lengths in (("composition", (5, 10, 20, 40)), ("family", (10, 20, 40))):
+            for epochs in lengths:
                 trained = plan.trained(objective, split, 0, epochs).settings()["model"]["lr"]
                 assert trained == records.best_rate(objective, split, epochs), (objective, split, epochs)
 

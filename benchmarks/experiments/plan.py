@@ -27,7 +27,7 @@ RATES_OF_LONGER = LEARNING_RATES[:3]  # of trainings at equal tokens and time
 RATES = {  # where tuning found another one than the configuration's, by objective, split and epochs
     ("one_to_one", "family", 10): 3e-3,
     ("one_to_one", "family", 20): 3e-3,
-    ("one_to_one", "family", 40): 3e-3,
+    ("one_to_one", "composition", 40): 3e-3,
 }
 
 PLAIN = "1-to-K"

@@ -20,6 +20,7 @@ from benchmarks.experiments.candidates import TERMS
 from benchmarks.experiments.degraded import Degraded
 from benchmarks.experiments.gradients import STEPS, Step, angles, mean_cosines
 from benchmarks.experiments.intervals import difference, holm, mean
+from benchmarks.experiments.page import page
 from benchmarks.experiments.running import Results, run
 from benchmarks.experiments.trial import Trial
 from ccr_lightning.data.datamodule import CaptionDataModule
@@ -33,7 +34,6 @@ from ccr_lightning.models.vision import ImageEncoder
 from ccr_lightning.training.module import RetrievalModule
 
 ROOT = Path(__file__).parents[1]
-TEMPLATE = "benchmarks/experiments/results.md.jinja"
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +211,11 @@ def test_a_larger_size_is_built(tmp_path):
             assert (retriever.fusion.width, retriever.fusion.image_width) == (256, retriever.image_encoder.width)
 
 
-def test_the_model_has_the_size_that_the_page_states(tmp_path):
+def test_the_page_states_the_size_of_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     _, model, _ = configured("--config", "configs/experiments/one_to_k.yaml", "--runs_dir", tmp_path)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert f"a dual encoder of {millions:.1f} M parameters" in (ROOT / TEMPLATE).read_text(encoding="utf-8")
+    assert f"a dual encoder of {millions:.1f} M parameters" in page(Results(tmp_path / "none.jsonl"))
 
 
 def test_every_training_is_validated_five_times_and_at_its_end():

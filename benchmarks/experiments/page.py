@@ -18,6 +18,9 @@ from benchmarks.experiments.plan import Row
 from benchmarks.experiments.quantities import Record, compared, said, shown
 from benchmarks.experiments.running import Results
 from benchmarks.experiments.trial import OBJECTIVES, SPLITS
+from ccr_lightning.models.retriever import Retriever
+from ccr_lightning.models.text import TextEncoder
+from ccr_lightning.models.vision import ImageEncoder
 
 NAMES = {"one_to_k": "1-to-K", "one_to_one": "one random language", "english_pivot": "English pivot"}
 BUDGET_NAMES = {"images": "equal images", "tokens": "equal text tokens", "time": "equal CPU time"}
@@ -388,4 +391,18 @@ def _run(results: Results) -> dict[str, Any]:
         )
     )  # fmt: skip
     hours = sum(record["cost"]["cpu_seconds"] for record in records) / 3600
-    return {"trainings": len(records), "hours": f"{hours:.1f}", "described": described}
+    settings = plan.trained("one_to_k", SPLITS[0], 0).settings(results.more)
+    return {
+        "trainings": len(records),
+        "hours": f"{hours:.1f}",
+        "described": described,
+        "parameters": f"{_parameters(settings['model']['retriever']['init_args']) / 1e6:.1f}",
+        "batch_size": settings["data"]["batch_size"],
+    }
+
+
+def _parameters(retriever: Mapping[str, Any]) -> int:
+    """How many the model has."""
+    image, text = (retriever[name]["init_args"] for name in ("image_encoder", "text_encoder"))
+    model = Retriever(ImageEncoder(**image), TextEncoder(**text), embed_dim=retriever["embed_dim"])
+    return sum(parameter.numel() for parameter in model.parameters())

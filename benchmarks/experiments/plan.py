@@ -49,7 +49,7 @@ CANDIDATES: dict[str, dict[str, float]] = {PLAIN: {}} | {
         {"text_to_text": 0.5, "agreement": 0.5},
     )
 }
-BEST_CANDIDATES = ("text_to_text 0.25", "text_to_text 0.5", "agreement 0.5")
+BEST_CANDIDATES = ("text_to_text 0.25", "text_to_text 0.5", "agreement 0.5", "text_to_text 0.5, agreement 0.5")
 BEYOND = {"model.text_to_text_weight": 0.5}  # the best of them
 
 

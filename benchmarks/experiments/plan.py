@@ -50,7 +50,7 @@ CANDIDATES: dict[str, dict[str, float]] = {PLAIN: {}} | {
     )
 }
 BEST_CANDIDATES = ("text_to_text 0.25", "text_to_text 0.5", "agreement 0.5", "text_to_text 0.5, agreement 0.5")
-BEYOND = {"model.text_to_text_weight": 0.5}  # the best of them
+BEYOND = {"model.text_to_text_weight": 0.5}  # the best of them that is a single term
 
 
 class Row(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from benchmarks import objectives
 from benchmarks.experiments import ablations, plan, running
+from benchmarks.experiments.callbacks import Meter
 from benchmarks.experiments.candidates import TERMS
 from benchmarks.experiments.degraded import Degraded
 from benchmarks.experiments.gradients import STEPS, Step, angles, mean_cosines
@@ -297,6 +299,43 @@ def test_tokens_are_those_that_were_read(trained):
         loader.batch_sampler.set_epoch(epoch)
         total += sum(int(batch.attention_mask.sum()) for batch, _ in zip(loader, range(2), strict=False))
     assert trained.of["without it"]["cost"]["tokens"] == total
+
+
+def test_the_meter_counts_steps_alone(monkeypatch):
+    """After an interruption within an epoch, and where another callback measures before an epoch."""
+    clock = SimpleNamespace(cpu=100.0, wall=1000.0)
+    monkeypatch.setattr(time, "process_time", lambda: clock.cpu)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.wall)
+
+    class Reads(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, most_tokens):
+            return input_ids
+
+    def spend(cpu):
+        clock.cpu += cpu
+        clock.wall += 2 * cpu
+
+    module = SimpleNamespace(training=True, retriever=SimpleNamespace(text_encoder=Reads()))
+    read = torch.ones(2, 5, dtype=torch.bool)
+
+    def step(meter, cpu):
+        meter.on_train_batch_start(None, module, None, 0)
+        module.retriever.text_encoder(None, read, 5)
+        spend(cpu)
+        meter.on_train_batch_end(None, module, None, SimpleNamespace(images=torch.zeros(2)), 0)
+
+    before = Meter()
+    before.load_state_dict({"steps": 3, "images": 6, "tokens": 30, "cpu_seconds": 9.0, "wall_seconds": 18.0})
+    meter = Meter()
+    meter.load_state_dict(before.state_dict())
+    meter.on_fit_start(None, module)
+    meter.on_train_start(None, module)
+    step(meter, 3.0)
+    spend(50)
+    module.retriever.text_encoder(None, read, 5)  # a measurement
+    meter.on_train_epoch_start(None, module)
+    step(meter, 2.0)
+    assert meter.cost == {"steps": 5, "images": 10, "tokens": 50, "cpu_seconds": 14.0, "wall_seconds": 28.0}
 
 
 def test_a_term_changes_what_is_learnt_as_its_option_does(trained):

@@ -23,7 +23,7 @@ from benchmarks.experiments.running import Results
 from benchmarks.experiments.trial import SPLITS
 
 _COLOURS = {"one_to_k": "tab:blue", "one_to_one": "tab:orange", "english_pivot": "tab:green"}
-_BEYOND = {"one_to_k, mean text": "tab:red"}
+_BEYOND = {"one_to_k, text to text": "tab:red"}
 _VARIED = {  # title of a table of ablations, and what stands below its axis
     "length of training": "epochs",
     "languages per step": "languages per step (K)",
@@ -123,6 +123,8 @@ def varied_settings(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]
     for column, (title, rows) in zip(panels.T, varied.items(), strict=True):
         for objective, colour in _COLOURS.items():
             of = [(name, records) for name, records in rows if records[0]["objective"] == objective]
+            if not of:
+                continue
             at = [float(number[0]) if (number := re.search(r"\d+", name)) else 0.0 for name, _ in of]
             for axes, quantity in zip(column, ("R@1", "MRV"), strict=True):
                 means = [average(records, quantity) for _, records in of]

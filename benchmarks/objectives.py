@@ -17,8 +17,9 @@ from pathlib import Path
 
 from benchmarks.experiments import ablations, plan
 from benchmarks.experiments.figures import draw
-from benchmarks.experiments.page import SCORES, page, table_of
+from benchmarks.experiments.page import SCORES, page
 from benchmarks.experiments.running import Results, run
+from benchmarks.experiments.tables import table_of
 from benchmarks.experiments.trial import SPLITS, Trial
 from benchmarks.measure import one_or_more
 

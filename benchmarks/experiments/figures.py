@@ -17,9 +17,10 @@ from PIL import Image
 
 from benchmarks.experiments import ablations, plan
 from benchmarks.experiments.gradients import PARTS
-from benchmarks.experiments.page import ANGLES, BUDGET_NAMES, NAMES, named, records_of
+from benchmarks.experiments.mechanisms import ANGLES
 from benchmarks.experiments.quantities import Interval, Record, average
 from benchmarks.experiments.running import Results
+from benchmarks.experiments.tables import BUDGET_NAMES, NAMES, named, records_of
 from benchmarks.experiments.trial import SPLITS
 
 _COLOURS = {"one_to_k": "tab:blue", "one_to_one": "tab:orange", "english_pivot": "tab:green"}

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.experiments import ablations, plan
-from benchmarks.experiments.gradients import PARTS
-from benchmarks.experiments.intervals import Difference, difference, holm
+from benchmarks.experiments.claims import ERROR, comparisons, differences, in_short
+from benchmarks.experiments.intervals import Difference, holm
+from benchmarks.experiments.mechanisms import mechanisms
 from benchmarks.experiments.plan import Row
-from benchmarks.experiments.quantities import Record, compared, said, shown
+from benchmarks.experiments.quantities import compared, said, shown
 from benchmarks.experiments.running import Results
+from benchmarks.experiments.tables import (
+    BUDGET_NAMES,
+    NAMES,
+    NOT_RUN,
+    SAME,
+    UNDECIDED,
+    in_words,
+    named,
+    records_of,
+    table,
+    table_of,
+)
 from benchmarks.experiments.trial import OBJECTIVES, SPLITS
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
 
-NAMES = {"one_to_k": "1-to-K", "one_to_one": "one random language", "english_pivot": "English pivot"}
-BUDGET_NAMES = {"images": "equal images", "tokens": "equal text tokens", "time": "equal CPU time"}
 SCORES = (
     *("i2t R@1", "i2t R@5", "i2t R@10", "t2i R@1", "t2i R@5", "t2i R@10"),
     *("i2t MRV", "t2i MRV", "MRSD", "worst language", "below English"),
 )
 OF_ABLATIONS = ("R@1", "R@10", "MRV", "MRSD", "worst language", "below English", "CPU s")
 ALSO_OF = {"rare languages": ("R@1 of the rarest",), "unseen languages": ("R@1 of the unseen",)}
-ANGLES = ("of a step", "of the expectation")
 IN_SHORT = {  # rows of tables of ablations that are said in words as well
     "length of training": ("one_to_one, 40 epochs", "english_pivot, 40 epochs"),
     "languages per step": ("K = 1", "K = 14"),
@@ -43,33 +51,7 @@ IN_SHORT = {  # rows of tables of ablations that are said in words as well
     "swapped captions": ("one_to_one, 30% swapped", "english_pivot, 30% swapped"),
 }
 COMPARED = {"R@1": "R@1, difference", "MRV": "MRV, quotient"}
-SAME = "–"
 OF_BEYOND = ("R@1", "MRV", "worst language", "gap to English")
-ERROR = 0.05  # of all comparisons together
-YES, NO, UNDECIDED = "yes", "**no, the opposite**", "undecided"
-HIGHER, LOWER = "higher", "lower"
-NOT_RUN = "not run"
-
-
-class Claim(NamedTuple):
-    """Something that the paper says of 1-to-K against another objective."""
-
-    other: str
-    quantity: str
-    is_higher: bool
-
-    @property
-    def words(self) -> str:
-        """The claim."""
-        return f"{self.quantity} is {'higher' if self.is_higher else 'lower'} than with {NAMES[self.other]}"
-
-
-CLAIMS = [
-    Claim(other, quantity, is_higher)
-    for other in ("one_to_one", "english_pivot")
-    for quantity, is_higher in (("R@1", True), ("MRV", False), ("worst language", True), ("gap to English", False))
-]
-Compared = dict[Claim, tuple[Difference, float]]  # with p after Holm
 
 
 def page(results: Results, seeds: Sequence[int] = plan.SEEDS) -> str:
@@ -80,100 +62,17 @@ def page(results: Results, seeds: Sequence[int] = plan.SEEDS) -> str:
     return environment.get_template("results.md.jinja").render(
         plan=plan,
         seeds=len(seeds),
-        **_in_short(found),
+        **in_short(found),
         varied=_varied(results),
         objectives=_objectives(results, seeds),
-        differences=_differences(found),
-        mechanisms=_mechanisms(results),
+        differences=differences(found),
+        mechanisms=mechanisms(results),
         candidates=_candidates(results),
         beyond=_beyond(results, seeds),
         ablations=[(name, _ablation(name, rows, results)) for name, rows in ablations.ablations().items()],
         tuning=_tuning(results),
         run=_run(results),
     )
-
-
-def records_of(row: Row, results: Results) -> list[Record]:
-    """The records of a row's trials; none unless all are there."""
-    found = [results.of(trial) for trial in row.trials]
-    return [record for record in found if record is not None] if None not in found else []
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *lines])
-
-
-def table_of(rows: Sequence[Row], columns: Sequence[str], results: Results, first: str) -> str:
-    """A line for each setting, with means over seeds and the half widths of their intervals."""
-    lines = []
-    for row in rows:
-        records = records_of(row, results)
-        lines.append([named(row.name), *(shown(records, of) if records else NOT_RUN for of in columns)])
-    return table([first, *columns], lines)
-
-
-def named(row: str) -> str:
-    """The name of a row as it is shown.
-
-    Example:
-        >>> named("one_to_one, 5 epochs")
-        'one random language, 5 epochs'
-    """
-    name, comma, change = row.partition(",")
-    return f"{NAMES.get(name, name)}{comma}{change}"
-
-
-def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str], Compared]:
-    """By budget and split, for each claim the other objective against 1-to-K; p is adjusted over all of them together.
-
-    Comparisons of the same trainings count once, at equal images.
-    """
-    found: dict[tuple[str, str], dict[Claim, Difference]] = {}
-    for split in SPLITS:
-        for budget in plan.BUDGETS:
-            rows = {row.name: records_of(row, results) for row in plan.objectives(budget, split, seeds)}
-            if all(rows.values()):
-                found[budget, split] = {
-                    claim: compared(rows[claim.other], rows["one_to_k"], claim.quantity)
-                    for claim in CLAIMS
-                    if budget == "images" or plan.BUDGETS[budget][claim.other] != plan.EPOCHS
-                }
-    adjusted = iter(holm([of.p for by_claim in found.values() for of in by_claim.values()]))
-    return {where: {claim: (of, next(adjusted)) for claim, of in by_claim.items()} for where, by_claim in found.items()}
-
-
-def verdict(found: Difference, p: float, is_higher: bool) -> str:
-    """Whether a claim is confirmed, by the sign of the other's difference from 1-to-K and its adjusted p.
-
-    Example:
-        >>> verdict(Difference(-2.0, 0.5, 0.001), 0.004, is_higher=True)
-        'yes'
-        >>> verdict(Difference(2.0, 3.0, 0.1), 0.4, is_higher=True)
-        'undecided'
-    """
-    if math.isnan(p) or p >= ERROR:
-        return UNDECIDED
-    return YES if (found.value < 0) == is_higher else NO
-
-
-def _in_short(found: dict[tuple[str, str], Compared]) -> dict[str, Any]:
-    head = ["with 1-to-K, ...", *(f"{BUDGET_NAMES[budget]}, `{split}`" for budget, split in found)]
-    lines = [
-        [
-            claim.words,
-            *(verdict(*by_claim[claim], claim.is_higher) if claim in by_claim else SAME for by_claim in found.values()),
-        ]
-        for claim in CLAIMS
-    ]
-    counted = Counter(cell for line in lines for cell in line[1:])
-    counts = {
-        "all": counted.total() - counted[SAME],
-        "yes": counted[YES],
-        "no": counted[NO],
-        "undecided": counted[UNDECIDED],
-    }
-    return {"verdicts": table(head, lines), "counts": counts}
 
 
 def _varied(results: Results) -> str:
@@ -186,15 +85,9 @@ def _varied(results: Results) -> str:
             base = ablations.reference(row, rows)
             assert base is not None
             own, others = records_of(row, results), records_of(base, results)
-            found = [_in_words(compared(own, others, of)) if own and others else NOT_RUN for of in (recall, "MRV")]
+            found = [in_words(compared(own, others, of)) if own and others else NOT_RUN for of in (recall, "MRV")]
             lines.append([title, named(row.name), named(base.name), f"{recall}: {found[0]}", f"MRV: {found[1]}"])
     return table(["varied", "with", "against", "recall", "consistency"], lines)
-
-
-def _in_words(found: Difference) -> str:
-    if not abs(found.value) > found.half:
-        return UNDECIDED
-    return HIGHER if found.value > 0 else LOWER
 
 
 def _objectives(results: Results, seeds: Sequence[int]) -> list[tuple[str, str]]:
@@ -211,87 +104,6 @@ def _objectives(results: Results, seeds: Sequence[int]) -> list[tuple[str, str]]
         for split in SPLITS
         for budget in plan.BUDGETS
     ]
-
-
-def _differences(found: dict[tuple[str, str], Compared]) -> str:
-    return table(
-        ["at", "split", "of", "with", "against 1-to-K", "p (Holm)"],
-        [
-            [BUDGET_NAMES[budget], split, claim.quantity, NAMES[claim.other], said(of, claim.quantity), f"{p:.2g}"]
-            for (budget, split), by_claim in found.items()
-            for claim, (of, p) in by_claim.items()
-        ],
-    )
-
-
-def english_and_others(record: Record) -> list[tuple[int, float, float]]:
-    """Step, R@1 of English and the mean R@1 of the other languages, in percent, of each validation."""
-    return [
-        (
-            of["step"],
-            100 * of["recall@1"][plan.PIVOT],
-            100 * statistics.mean(value for name, value in of["recall@1"].items() if name != plan.PIVOT),
-        )
-        for of in record["by_language"]
-    ]
-
-
-def _mechanisms(results: Results) -> dict[str, str] | None:
-    rows = {row.name: records_of(row, results) for row in plan.mechanisms()}
-    if not all(rows.values()):
-        return None
-    number = len(rows["one_to_k"][0]["by_language"])
-    chosen = [number * part // 4 - 1 for part in (1, 2, 3, 4)]
-    steps = [rows["one_to_k"][0]["by_language"][of]["step"] for of in chosen]
-
-    def means(records: Sequence[Record], validation: int) -> str:
-        of = [english_and_others(record)[validation] for record in records]
-        return " / ".join(f"{statistics.mean(one[which] for one in of):.1f}" for which in (1, 2))
-
-    def degrees(time: int, objective: str, part: str) -> str:
-        of = [record["angles"][time][objective][part] for record in rows["one_to_k"]]
-        return " / ".join(f"{statistics.mean(one[which] for one in of):.0f}" for which in ANGLES)
-
-    times = [of["step"] for of in rows["one_to_k"][0]["angles"]]
-    return {
-        "languages": table(
-            ["objective", *(f"step {step}" for step in steps)],
-            [[NAMES[name], *(means(records, of) for of in chosen)] for name, records in rows.items()],
-        ),
-        "angles": table(
-            ["objective", "part", *(f"step {step}" for step in times)],
-            [
-                [NAMES[name], part, *(degrees(time, name, part) for time in range(len(times)))]
-                for part in PARTS
-                for name in OBJECTIVES
-            ],
-        ),
-        "in_words": table(["of", "with", "against 1-to-K", ""], _mechanisms_in_words(rows)),
-    }
-
-
-def _mechanisms_in_words(rows: Mapping[str, Sequence[Record]]) -> list[list[str]]:
-    """The others against 1-to-K: the lead of English at the end, and the mean angle of the expected step."""
-
-    def lead(record: Record) -> float:
-        _, english, others = english_and_others(record)[-1]
-        return english - others
-
-    def angle(record: Record, objective: str, part: str) -> float:
-        return statistics.mean(of[objective][part][ANGLES[1]] for of in record["angles"])
-
-    lines = []
-    for other in ("one_to_one", "english_pivot"):
-        of_seed = ({record["seed"]: lead(record) for record in rows[name]} for name in (other, "one_to_k"))
-        lines.append(["lead of English, R@1", other, difference(*of_seed)])
-    for part in PARTS:
-        for other in ("one_to_one", "english_pivot"):
-            of_seed = (
-                {record["seed"]: angle(record, name, part) for record in rows["one_to_k"]}
-                for name in (other, "one_to_k")
-            )
-            lines.append([f"angle of the expected step, {part}", other, difference(*of_seed)])
-    return [[of, NAMES[other], _in_words(found), said(found, "R@1")] for of, other, found in lines]
 
 
 def _candidates(results: Results) -> str:
@@ -337,7 +149,7 @@ def _beyond(results: Results, seeds: Sequence[int]) -> dict[str, Any]:
     }
     adjusted = holm([of.p for of in found.values()])
     lines = [
-        [split, quantity, _in_words(of) if p < ERROR else UNDECIDED, said(of, quantity), f"{p:.2g}"]
+        [split, quantity, in_words(of) if p < ERROR else UNDECIDED, said(of, quantity), f"{p:.2g}"]
         for ((split, quantity), of), p in zip(found.items(), adjusted, strict=True)
     ]
     return {

@@ -416,7 +416,7 @@ def beyond(text: str, records: Records, term: dict[str, float]) -> int:
     """1-to-K with and without the term that is added; return the number of cells."""
 
     def of(name: str, split: str) -> list[dict[str, Any]]:
-        return records.of("one_to_k", split, [0, 1, 2, 3, 4], options=term if name != "1-to-K" else {})
+        return records.of("one_to_k", split, list(range(15)), options=term if name != "1-to-K" else {})
 
     checked = 0
     for table in tables(text):

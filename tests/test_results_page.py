@@ -106,7 +106,7 @@ def test_the_page_says_what_the_records_say(text_and_records):
     assert recomputed.in_words(*text_and_records) == 2 * (2 + 2 + 3 + 1 + 2 + 4 * 2)
     assert recomputed.mechanisms(*text_and_records) == 3 * 4 * 2 + 6 * 4 * 2 + 2 + 4
     assert recomputed.candidates(*text_and_records) == 14 * 4
-    assert recomputed.beyond(*text_and_records, plan.BEYOND) == 2 * 2 * 12 + 2 * 4
+    assert recomputed.beyond(*text_and_records, plan.BEYOND) == 2 * 2 * 12 + 2 * 2
     assert recomputed.tuning(*text_and_records) == 2 * 3 * 5 + 2 * 2 * 3 + 6 * 2
     assert "not run" not in text_and_records[0]
     assert all(f"| {word} |" in text_and_records[0] for word in ("yes", "**no, the opposite**", "undecided"))

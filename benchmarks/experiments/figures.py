@@ -42,7 +42,7 @@ def draw(results: Results, folder: Path, seeds: Sequence[int] = plan.SEEDS) -> N
         for budget in plan.BUDGETS
         for row in plan.objectives(budget, split, seeds)
     ]
-    wanted += [(split, "images", row) for split in SPLITS for row in plan.beyond(split, seeds)[1:]]
+    wanted += [(split, "images", row) for split in SPLITS for row in plan.beyond(split)[1:]]
     found = {
         (split, budget, row.name): records for split, budget, row in wanted if (records := records_of(row, results))
     }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from PIL import Image
 
 from benchmarks.experiments import ablations, plan
@@ -41,6 +41,7 @@ def draw(results: Results, folder: Path, seeds: Sequence[int] = plan.SEEDS) -> N
         for split in SPLITS
         for budget in plan.BUDGETS
         for row in plan.objectives(budget, split, seeds)
+        if budget == "images" or plan.BUDGETS[budget][row.name] != plan.EPOCHS  # else the same trainings
     ]
     wanted += [(split, "images", row) for split in SPLITS for row in plan.beyond(split)[1:]]
     found = {
@@ -69,7 +70,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def objectives(found: Mapping[tuple[str, str, str], Sequence[Record]]) -> Figure:
     """R@1 against MRV, a panel for each split: the mean and its interval of each objective and budget."""
-    drawn = Figure(figsize=(9, 4), layout="constrained")
+    drawn, longer = Figure(figsize=(9, 4), layout="constrained"), dict(plan.longer())
     for axes, split in zip(drawn.subplots(1, len(SPLITS), squeeze=False)[0], SPLITS, strict=True):
         for (of_split, budget, name), records in found.items():
             if of_split == split:
@@ -77,7 +78,7 @@ def objectives(found: Mapping[tuple[str, str, str], Sequence[Record]]) -> Figure
                 axes.errorbar(
                     recall.value, mrv.value, xerr=_ends(recall), yerr=_ends(mrv),
                     fmt=_MARKERS[budget], color=(_COLOURS | _BEYOND)[name], markersize=5, elinewidth=1,
-                    label=f"{named(name)}, {BUDGET_NAMES[budget]}",
+                    label=f"{named(name)}, {BUDGET_NAMES[budget]}" if name in longer else named(name),
                 )  # fmt: skip
         _log(axes)
         _label(axes, f"{split} split", "R@1, %", "MRV")
@@ -92,15 +93,17 @@ def mechanisms(rows: Mapping[str, Sequence[Record]]) -> Figure:
     drawn = Figure(figsize=(10, 6.6), layout="constrained")
     above, below = drawn.subfigures(2, 1)
     panels = above.subplots(1, len(rows), sharex=True, sharey=True)
+    panels[0].set_ylabel("R@1 of each other language, %", fontsize=8)
     for axes, (name, records) in zip(panels, rows.items(), strict=True):
         courses = [[of["recall@1"] for of in record["by_language"]] for record in records]
-        for language in courses[0][0]:
+        for language in [language for language in courses[0][0] if language != plan.PIVOT]:
             by_time = [[100 * statistics.mean(of[key] for of in time) for key in (plan.PIVOT, language)]
                        for time in zip(*courses, strict=True)]  # fmt: skip
             axes.plot(*zip(*by_time, strict=True), color=_COLOURS[name], linewidth=0.8)
         axes.axline((0, 0), slope=1, color="0.8", linewidth=1, zorder=0)
-        _label(axes, f"{NAMES[name]}: R@1 in the course of training, %", "English", "each of the languages")
-    for axes, part in zip(below.subplots(1, len(PARTS), sharey=True), PARTS, strict=True):
+        _label(axes, NAMES[name], "R@1 of English in the course of training, %", axes.get_ylabel())
+    halves = below.subplots(1, len(PARTS), sharey=True)
+    for axes, part in zip(halves, PARTS, strict=True):
         records = rows["one_to_k"]
         steps = [of["step"] for of in records[0]["angles"]]
         for name, colour in _COLOURS.items():
@@ -112,8 +115,8 @@ def mechanisms(rows: Mapping[str, Sequence[Record]]) -> Figure:
                 label = NAMES[name] if which == ANGLES[0] else None
                 axes.plot(steps, means, style, color=colour, linewidth=1.2, label=label)
         _label(axes, f"{part}: — a step, - - its expectation", "step", "degrees from all languages")
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8, frameon=False)
+    halves[0].set_ylim(bottom=0)
+    halves[0].legend(fontsize=8, frameon=False)
     return drawn
 
 
@@ -122,11 +125,13 @@ def varied_settings(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]
     drawn = Figure(figsize=(10, 5), layout="constrained")
     panels = drawn.subplots(2, len(varied), sharex="col", sharey="row")
     for column, (title, rows) in zip(panels.T, varied.items(), strict=True):
+        every: list[float] = []
         for objective, colour in _COLOURS.items():
             of = [(name, records) for name, records in rows if records[0]["objective"] == objective]
             if not of:
                 continue
             at = [float(number[0]) if (number := re.search(r"\d+", name)) else 0.0 for name, _ in of]
+            every += at
             for axes, quantity in zip(column, ("R@1", "MRV"), strict=True):
                 means = [average(records, quantity) for _, records in of]
                 axes.errorbar(
@@ -135,6 +140,7 @@ def varied_settings(varied: Mapping[str, Sequence[tuple[str, Sequence[Record]]]]
                 )  # fmt: skip
         if title in ("length of training", "languages per step"):
             column[0].set_xscale("log", base=2)
+            column[0].xaxis.set_major_locator(FixedLocator(sorted(set(every))))
             column[0].xaxis.set_major_formatter("{x:g}")
         _log(column[1])
         _label(column[0], title, "", "")

@@ -38,10 +38,10 @@ def trials(part: str) -> list[Trial]:
         rows = [row for split in SPLITS for row in plan.beyond(split)]
     elif part == "objectives":
         rows = [row for split in SPLITS for budget in plan.BUDGETS for row in plan.objectives(budget, split)]
+    elif part == "mechanisms":
+        rows = plan.mechanisms()
     else:
-        rows = (
-            plan.mechanisms() if part == "mechanisms" else [row for of in ablations.ablations().values() for row in of]
-        )
+        rows = [row for of in ablations.ablations().values() for row in of]
     return sorted((trial for row in rows for trial in row.trials), key=lambda trial: trial.seed)
 
 

@@ -39,7 +39,7 @@ class ContrastiveLoss(nn.Module):
 
     Raises:
         CCRError: If the objective is unknown, does not know a ``text_to_image_weight`` or a ``text_to_text_weight``, or
-            if the ``text_to_text_weight`` is negative.
+            if the ``text_to_text_weight`` is not at least 0.
 
     Example:
         >>> import torch

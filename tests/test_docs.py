@@ -41,6 +41,16 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_links_lead_to_files():
+    pages = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md")] + sorted(
+        (ROOT / "docs").glob("*.md")
+    )
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))]
+    lost = [(page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()]
+    assert len(links) > 30
+    assert not lost
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r"sources\.(\w+)", block)[1])
 def test_configurations_are_built(block, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["ccr"])

@@ -202,6 +202,21 @@ def test_the_term_beyond_the_paper_is_the_best_candidate():
     assert {"text_to_text": plan.BEYOND["model.text_to_text_weight"]} == plan.CANDIDATES[winner]
 
 
+def test_what_is_said_of_the_term_follows_from_the_records():
+    records = recomputed.Records((ROOT / "docs" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines())
+    said = " ".join((ROOT / "docs" / "models.md").read_text(encoding="utf-8").split())
+    for quantity, pattern in (
+        ("MRV", r"MRV was (.+?) and (.+?) times that"),
+        ("R@1", r"R@1 (.+?) and (.+?) points higher"),
+    ):
+        for split, words in zip(("composition", "family"), re.search(pattern, said).groups(), strict=True):
+            own, others = (
+                recomputed.values(records.of("one_to_k", split, list(range(15)), options=options), quantity)
+                for options in (plan.BEYOND, {})
+            )
+            recomputed.check_difference(words, own, others, is_ratio=quantity == "MRV")
+
+
 @pytest.mark.skipif(not PAGE.exists(), reason="nothing has been trained")
 def test_the_shipped_page_says_what_the_shipped_records_say(monkeypatch):
     monkeypatch.chdir(ROOT)

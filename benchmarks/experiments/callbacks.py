@@ -72,11 +72,32 @@ class Meter(Callback):
         self.cost = dict(state_dict)
 
 
-class ByLanguage(Callback):
-    """Notes recall@1 of each language on the validation split during training, in ``by_language.json``."""
+class _Rows(Callback):
+    """Rows that are noted in the course of training, also across interruptions, in a file of the run's folder."""
+
+    file: str
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+
+    def add(self, trainer: Trainer, found: dict[str, Any]) -> None:
+        """Adds a row, with the step, and writes all of them."""
+        self.rows.append({"step": trainer.global_step, **found})
+        write(trainer, self.file, self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on."""
+        self.rows = list(state_dict["rows"])
+
+
+class ByLanguage(_Rows):
+    """Notes recall@1 of each language on the validation split during training, in ``by_language.json``."""
+
+    file = "by_language.json"
 
     def on_validation_end(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
         """Adds a row."""
@@ -86,19 +107,10 @@ class ByLanguage(Callback):
             language: round(sum(of[direction]["recall@1"] for direction in ("image_to_text", "text_to_image")) / 2, 6)
             for language, of in pl_module.evaluation.results["languages"].items()
         }
-        self.rows.append({"step": trainer.global_step, "recall@1": recalls})
-        write(trainer, "by_language.json", self.rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on."""
-        self.rows = list(state_dict["rows"])
+        self.add(trainer, {"recall@1": recalls})
 
 
-class GradientAngles(Callback):
+class GradientAngles(_Rows):
     """Notes in ``angles.json``, every few epochs, how far the gradient of a step points from that of all languages.
 
     Args:
@@ -107,25 +119,17 @@ class GradientAngles(Callback):
         draws: Steps that are drawn for each batch.
     """
 
+    file = "angles.json"
+
     def __init__(self, every_n_epochs: int = 3, batches: int = 4, draws: int = 8) -> None:
+        super().__init__()
         self.every_n_epochs, self.batches, self.draws = every_n_epochs, batches, draws
-        self.rows: list[dict[str, Any]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: RetrievalModule) -> None:
         """Adds a row before the first step of an epoch."""
         if trainer.current_epoch % self.every_n_epochs:
             return
-        found = angles(pl_module, trainer.datamodule, self.batches, self.draws)
-        self.rows.append({"step": trainer.global_step, **found})
-        write(trainer, "angles.json", self.rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on."""
-        self.rows = list(state_dict["rows"])
+        self.add(trainer, angles(pl_module, trainer.datamodule, self.batches, self.draws))
 
 
 class AddTerms(Callback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.experiments import plan
@@ -39,7 +38,7 @@ CLAIMS = [
 Comparisons = dict[Claim, tuple[Difference, float]]  # with p after Holm
 
 
-def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str], Comparisons]:
+def comparisons(results: Results) -> dict[tuple[str, str], Comparisons]:
     """By budget and split, for each claim the other objective against 1-to-K; p is adjusted over all of them together.
 
     Comparisons of the same trainings count once, at equal images.
@@ -47,7 +46,7 @@ def comparisons(results: Results, seeds: Sequence[int]) -> dict[tuple[str, str],
     found: dict[tuple[str, str], dict[Claim, Difference]] = {}
     for split in SPLITS:
         for budget in plan.BUDGETS:
-            rows = {row.name: records_of(row, results) for row in plan.objectives(budget, split, seeds)}
+            rows = {row.name: records_of(row, results) for row in plan.objectives(budget, split)}
             if all(rows.values()):
                 found[budget, split] = {
                     claim: compared(rows[claim.other], rows["one_to_k"], claim.quantity)

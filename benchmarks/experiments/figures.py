@@ -34,13 +34,13 @@ _VARIED = {  # title of a table of ablations, and what stands below its axis
 _MARKERS = {"images": "o", "tokens": "s", "time": "^"}
 
 
-def draw(results: Results, folder: Path, seeds: Sequence[int] = plan.SEEDS) -> None:
+def draw(results: Results, folder: Path) -> None:
     """Write those figures whose trainings are there."""
     wanted = [
         (split, budget, row)
         for split in SPLITS
         for budget in plan.BUDGETS
-        for row in plan.objectives(budget, split, seeds)
+        for row in plan.objectives(budget, split)
         if budget == "images" or plan.BUDGETS[budget][row.name] != plan.EPOCHS  # else the same trainings
     ]
     wanted += [(split, "images", row) for split in SPLITS for row in plan.beyond(split)[1:]]

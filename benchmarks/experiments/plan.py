@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.experiments.trial import OBJECTIVES, SPLITS, Trial
 
-EPOCHS = 10  # of the built-in pictures, of which each is seen once an epoch
+EPOCHS = 10  # of the built-in pictures; what fills no batch is left out of an epoch
 LANGUAGES_PER_STEP = 4
 PIVOT = "en"
 SEEDS = (0, 1, 2, 3, 4)
@@ -72,13 +72,13 @@ def trained(objective: str, split: str, seed: int, count: int = EPOCHS) -> Trial
     return Trial(objective, split, seed, epochs(count) | ({"model.lr": rate} if rate else {}))
 
 
-def tuned(splits: Sequence[str] = SPLITS) -> list[tuple[str, float, str, int]]:
+def tuned() -> list[tuple[str, float, str, int]]:
     """Objective, learning rate, split and epochs of all tuning: arguments of :func:`tuning`."""
     all_rates = [
-        (objective, rate, split, EPOCHS) for objective in OBJECTIVES for split in splits for rate in LEARNING_RATES
+        (objective, rate, split, EPOCHS) for objective in OBJECTIVES for split in SPLITS for rate in LEARNING_RATES
     ]
     return all_rates + [
-        (objective, rate, split, count) for objective, count in longer() for split in splits for rate in RATES_OF_LONGER
+        (objective, rate, split, count) for objective, count in longer() for split in SPLITS for rate in RATES_OF_LONGER
     ]
 
 
@@ -105,9 +105,9 @@ def objectives(budget: str, split: str, seeds: Sequence[int] = SEEDS) -> list[Ro
     ]
 
 
-def beyond(split: str, seeds: Sequence[int] = BEYOND_SEEDS) -> list[Row]:
+def beyond(split: str) -> list[Row]:
     """1-to-K as it is, and with the term that did best among the candidates, at equal images."""
-    plain, *_ = objectives("images", split, seeds)
+    plain, *_ = objectives("images", split, BEYOND_SEEDS)
     added = [replace(trial, options={**trial.options, **BEYOND}) for trial in plain.trials]
     return [plain, Row(f"{plain.name}, text to text", added)]
 
@@ -126,7 +126,7 @@ def mechanisms() -> list[Row]:
     ]
 
 
-def candidates(splits: Sequence[str] = SPLITS) -> dict[str, dict[str, list[Trial]]]:
+def candidates() -> dict[str, dict[str, list[Trial]]]:
     """Terms added to the 1-to-K loss, and that alone, by split and seed, scored on the validation split.
 
     Those that are best with one seed have several, as the loss alone does.
@@ -137,7 +137,7 @@ def candidates(splits: Sequence[str] = SPLITS) -> dict[str, dict[str, list[Trial
                 Trial("one_to_k", split, seed, epochs(EPOCHS), callbacks=_terms(weights), selects=True)
                 for seed in (TUNING_SEEDS if name in (PLAIN, *BEST_CANDIDATES) else TUNING_SEEDS[:1])
             ]
-            for split in splits
+            for split in SPLITS
         }
         for name, weights in CANDIDATES.items()
     }

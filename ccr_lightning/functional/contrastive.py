@@ -291,7 +291,7 @@ def text_to_text_contrastive_loss(
             - \frac{1}{B (K - 1)} \sum_i \sum_{k \ne a} \log \frac{e^{s(ia, ik)}}{\sum_j e^{s(ja, ik)}} \Big],
 
     which is ``one_to_k_contrastive_loss`` with the texts of language :math:`a` in the place of the images. Added to the
-    loss of the images, it is no part of the paper's method: docs/results.md has what it does to recall and MRV.
+    loss of the images, it is no part of the paper's method: docs/models.md has what it does to recall and MRV.
 
     Texts of equal image ids are positives. A missing caption is neither anchor nor candidate; texts left without a
     positive are left out of their mean, and a language without captions counts as 0.

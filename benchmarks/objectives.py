@@ -37,7 +37,7 @@ def trials(part: str) -> list[Trial]:
     if part == "beyond":
         rows = [row for split in SPLITS for row in plan.beyond(split)]
     elif part == "objectives":
-        rows = [row for split in SPLITS for budget in plan.BUDGETS for row in plan.objectives(budget, split)]
+        rows = [row for split in SPLITS for row in plan.at_budgets(split)]
     elif part == "mechanisms":
         rows = plan.mechanisms()
     else:
@@ -47,11 +47,11 @@ def trials(part: str) -> list[Trial]:
 
 def reduced(results: Results, folder: Path, jobs: int) -> None:
     """Train the objectives with two seeds at equal images, and print a table for each split."""
-    rows = {split: plan.objectives("images", split, REDUCED_SEEDS) for split in SPLITS}
+    rows = {split: plan.objectives(split, REDUCED_SEEDS) for split in SPLITS}
     run([trial for of in rows.values() for row in of for trial in row.trials], results, folder, jobs)
     for split, of in rows.items():
         print(f"\n{split} split, equal images, {len(REDUCED_SEEDS)} seeds\n")
-        print(table_of(of, ("CPU s", *SCORES), results, "objective"))
+        print(table_of(of, ("CPU s", *SCORES), results))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

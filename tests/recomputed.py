@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -168,6 +169,16 @@ def check_cell(cell: str, numbers: list[float], column: str) -> None:
     assert shown == pytest.approx(np.exp(expected) if is_ratio else expected, abs=rounding), (cell, column)
 
 
+def check_columns(table: Table, records_of_column: Any) -> int:
+    """All cells of a table with a setting in each column and a quantity in each row; return how many."""
+    return check_rows(Table(table.title, *_turned(table)), records_of_column)
+
+
+def _turned(table: Table) -> tuple[list[str], list[list[str]]]:
+    head, *rows = zip(table.head, *table.rows, strict=True)
+    return list(head), [list(row) for row in rows]
+
+
 def check_rows(table: Table, records_of_row: Any) -> int:
     """All cells of a table with a setting in each row and a quantity in each column; return how many."""
     for name, *cells in table.rows:
@@ -176,40 +187,37 @@ def check_rows(table: Table, records_of_row: Any) -> int:
     return len(table.rows) * (len(table.head) - 1)
 
 
-def objectives(text: str, records: Records, time: dict[str, int]) -> tuple[int, int]:
-    """The tables of the objectives, and of their differences; return the number of cells and of comparisons."""
-    epochs = {
-        "equal images": {"one_to_k": 10, "one_to_one": 10, "english_pivot": 10},
-        "equal text tokens": {"one_to_k": 10, "one_to_one": 40, "english_pivot": 10},
-        "equal CPU time": time,
-    }
+def objectives(text: str, records: Records, time: int) -> tuple[int, int]:
+    """The tables of the objectives, and of their verdicts; return the number of cells and of comparisons."""
+    epochs = {"": 10, "equal images": 10, "equal text tokens": 40, "equal CPU time": time}
 
-    def of(name: str, budget: str, split: str) -> list[dict[str, Any]]:
-        return records.of(OBJECTIVES[name], split, [0, 1, 2, 3, 4], epochs[budget][OBJECTIVES[name]])
+    def of(name: str, split: str) -> list[dict[str, Any]]:
+        objective, _, budget = name.partition(", ")
+        assert bool(budget) == (objective == "one random language")
+        return records.of(OBJECTIVES[objective], split, [0, 1, 2, 3, 4], epochs[budget])
 
     checked = 0
     for table in tables(text):
-        if match := re.fullmatch(r"(equal .+), `(\w+)` split", table.title):
-            checked += check_rows(table, lambda name, match=match: of(name, *match.groups()))
-    (differences,) = [table for table in tables(text) if table.title.startswith("The others against 1-to-K")]
-    compared = check_differences(
-        (of(other, budget, split), of("1-to-K", budget, split), quantity, *shown)
-        for budget, split, quantity, other, *shown in differences.rows
-    )
-    words = {}
-    for (budget, split, quantity, other, *_), (p, value, _) in zip(differences.rows, compared, strict=True):
-        is_better = (value < 0) == (quantity in ("R@1", "worst language"))
-        word = "undecided" if p >= 0.05 else "yes" if is_better else "**no, the opposite**"
-        claim = f"{quantity} is {'higher' if quantity in ('R@1', 'worst language') else 'lower'} than with {other}"
-        words[claim, f"{budget}, `{split}`"] = word
+        if match := re.fullmatch(r"The objectives, `(\w+)` split", table.title):
+            checked += check_columns(table, lambda name, split=match[1]: of(name, split))
     verdicts = tables(text)[0]
-    for claim, *cells in verdicts.rows:
-        for where, cell in zip(verdicts.head[1:], cells, strict=True):
-            assert cell == words.pop((claim, where), "–"), (claim, where)
-    assert not words
-    counts = [sum(cell == word for _, *cells in verdicts.rows for cell in cells) for word in
-              ("yes", "**no, the opposite**", "undecided")]  # fmt: skip
-    says = f"Of {sum(counts)} comparisons {counts[0]} confirm the claim, {counts[1]} say the opposite, and {counts[2]}"
+    claims = [re.fullmatch("(.+) is (higher|lower)", name).groups() for name in verdicts.head[2:]]
+    assert [quantity for quantity, claim in claims if claim == "higher"] == ["R@1", "worst language"]
+    words, differences = [], []
+    for other, split, *cells in verdicts.rows:
+        for (quantity, claim), cell in zip(claims, cells, strict=True):
+            word, said, p = re.fullmatch("(.+): (.+), p (.+)", cell).groups()
+            words.append((claim, word))
+            differences.append((of("1-to-K", split), of(other, split), quantity, said, p))
+    compared = check_differences(differences)
+    for (claim, word), (p, value, _) in zip(words, compared, strict=True):
+        is_so = (value > 0) == (claim == "higher")
+        assert word == ("undecided" if p >= 0.05 else "**yes**" if is_so else "**no, the opposite**")
+    counted = Counter(word for _, word in words)
+    says = (
+        f"Of {len(words)} comparisons **{counted['**yes**']} confirm the claim, "
+        f"{counted['**no, the opposite**']} say the opposite, and {counted['undecided']} decide nothing**"
+    )
     assert says in " ".join(text.split())
     return checked, len(compared)
 
@@ -421,8 +429,8 @@ def beyond(text: str, records: Records, term: dict[str, float]) -> int:
     checked = 0
     for table in tables(text):
         if match := re.fullmatch(r"With and without the term, `(\w+)` split", table.title):
-            assert [name for name, *_ in table.rows] == ["1-to-K", "1-to-K, text to text"]
-            checked += check_rows(table, lambda name, split=match[1]: of(name, split))
+            assert table.head[1:] == ["1-to-K", "1-to-K, text to text"]
+            checked += check_columns(table, lambda name, split=match[1]: of(name, split))
     (differences,) = [table for table in tables(text) if "with the term" in table.head]
     compared = check_differences(
         (of("1-to-K, text to text", split), of("1-to-K", split), quantity, said, p)

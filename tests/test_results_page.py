@@ -17,7 +17,7 @@ from ccr_lightning.data.sources.openmoji import LANGUAGES
 ROOT = Path(__file__).parents[1]
 PARTS = ("image encoder", "text encoder")
 PAGE = ROOT / "docs" / "results.md"
-
+VERDICTS = ("**yes**", "**no, the opposite**", "undecided")
 
 EFFECTS = {  # on recall: for the claim on one split, against it or not at all on the other
     ("one_to_k", "composition"): 0.3, ("one_to_one", "composition"): 0.0, ("english_pivot", "composition"): 0.1,
@@ -99,26 +99,26 @@ def text_and_records(folder_of_made_up):
 
 
 def test_the_page_says_what_the_records_say(text_and_records):
-    assert recomputed.objectives(*text_and_records, plan.BUDGETS["time"]) == (2 * 3 * 3 * 15, 2 * (8 + 4 + 4))
+    assert recomputed.objectives(*text_and_records, plan.BUDGETS["equal CPU time"]) == (2 * 5 * 17, 2 * 4 * 4)
     assert recomputed.ablations(*text_and_records) == 7 * (12 + 5 + 4 + 3 + 2 + 4 + 9 + 6 + 6 + 9) + 6 + 6 + 2 * (
         8 + 4 + 3 + 2 + 1 + 3 + 6 + 4 + 4 + 6
     )
     assert recomputed.in_words(*text_and_records) == 2 * (2 + 2 + 3 + 1 + 2 + 4 * 2)
     assert recomputed.mechanisms(*text_and_records) == 3 * 4 * 2 + 6 * 4 * 2 + 2 + 4
     assert recomputed.candidates(*text_and_records) == 14 * 4
-    assert recomputed.beyond(*text_and_records, plan.BEYOND) == 2 * 2 * 12 + 2 * 2
+    assert recomputed.beyond(*text_and_records, plan.BEYOND) == 2 * 2 * 14 + 2 * 2
     assert recomputed.tuning(*text_and_records) == 2 * 3 * 5 + 2 * 2 * 3 + 6 * 2
     assert "not run" not in text_and_records[0]
-    assert all(f"| {word} |" in text_and_records[0] for word in ("yes", "**no, the opposite**", "undecided"))
+    assert all(f"| {word}: " in text_and_records[0] for word in VERDICTS)
 
 
 @pytest.mark.parametrize("part", ["objectives", "ablations", "mechanisms", "candidates", "beyond", "tuning"])
 def test_a_number_that_is_changed_is_found(text_and_records, part):
     """The checks above can fail."""
     text, records = text_and_records
-    more = {"objectives": [plan.BUDGETS["time"]], "beyond": [plan.BEYOND]}.get(part, [])
+    more = {"objectives": [plan.BUDGETS["equal CPU time"]], "beyond": [plan.BEYOND]}.get(part, [])
     title = {
-        "objectives": "**equal images, `family` split**",
+        "objectives": "**The objectives, `family` split**",
         "ablations": "**batch size**",
         "mechanisms": "other languages, in the course of training:",
         "candidates": "| term, weight |",
@@ -144,10 +144,11 @@ def test_a_word_that_is_changed_is_found(text_and_records):
 
 def test_a_verdict_that_is_changed_is_found(text_and_records):
     text, records = text_and_records
-    for old, new in (("| yes |", "| undecided |"), ("| **no, the opposite** |", "| yes |"), ("| – |", "| yes |")):
-        assert old in text
+    yes, opposite, undecided = VERDICTS
+    for old, new in ((yes, undecided), (opposite, yes), (undecided, yes)):
+        assert f"| {old}: " in text
         with pytest.raises(AssertionError):
-            recomputed.objectives(text.replace(old, new, 1), records, plan.BUDGETS["time"])
+            recomputed.objectives(text.replace(f"| {old}: ", f"| {new}: ", 1), records, plan.BUDGETS["equal CPU time"])
 
 
 def test_an_interval_that_is_missing_is_found(text_and_records):
@@ -223,7 +224,7 @@ def test_the_shipped_page_says_what_the_shipped_records_say(monkeypatch):
     text = PAGE.read_text(encoding="utf-8")
     lines = (ROOT / "docs" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     records = recomputed.Records(lines)
-    recomputed.objectives(text, records, plan.BUDGETS["time"])
+    recomputed.objectives(text, records, plan.BUDGETS["equal CPU time"])
     for part in (
         recomputed.ablations,
         recomputed.in_words,
@@ -246,7 +247,7 @@ def test_figures(folder_of_made_up, tmp_path, monkeypatch):
 def test_a_page_of_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = page(Results(tmp_path / "none.jsonl"))
-    assert "Of 0 comparisons 0 confirm" in text
+    assert "Of 0 comparisons **0 confirm" in text
     assert text.count("not run") > 100
     draw(Results(tmp_path / "none.jsonl"), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ def _of_each(name: str, change: Callable[[Trial], Trial]) -> list[Row]:
     """The same change to all three objectives."""
     return [
         Row(f"{row.name}, {name}", [change(trial) for trial in row.trials])
-        for row in objectives("images", "composition", ABLATION_SEEDS)
+        for row in objectives("composition", ABLATION_SEEDS)
     ]
 
 
@@ -53,7 +53,7 @@ def _losses(matching: bool, masked_lm: bool) -> dict[str, Any]:
 
 def ablations() -> dict[str, list[Row]]:
     """Tables of one change each, at equal images."""
-    plain = objectives("images", "composition", ABLATION_SEEDS)
+    plain = objectives("composition", ABLATION_SEEDS)
     per_step, seen = "data.languages_per_step", [language for language in LANGUAGES if language not in UNSEEN]
 
     def without(trial: Trial) -> Trial:
@@ -115,6 +115,6 @@ def reference(row: Row, rows: Sequence[Row]) -> Row | None:
         _, comma, change = row.name.partition(",")
         (found,) = [other for other in rows if other.name == f"one_to_k{comma}{change}"]
     else:
-        plain, *_ = objectives("images", "composition", ABLATION_SEEDS)
+        plain, *_ = objectives("composition", ABLATION_SEEDS)
         (found,) = [other for other in rows if list(other.trials) == list(plain.trials)]
     return None if found is row else found

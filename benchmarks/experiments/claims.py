@@ -4,100 +4,75 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.experiments import plan
 from benchmarks.experiments.intervals import Difference, holm
 from benchmarks.experiments.quantities import compared, said
 from benchmarks.experiments.running import Results
-from benchmarks.experiments.tables import BUDGET_NAMES, NAMES, SAME, UNDECIDED, records_of, table
+from benchmarks.experiments.tables import UNDECIDED, named, records_of, table
 from benchmarks.experiments.trial import SPLITS
 
 ERROR = 0.05  # of all comparisons together
-YES, NO = "yes", "**no, the opposite**"
-
-
-class Claim(NamedTuple):
-    """Something that the paper says of 1-to-K against another objective."""
-
-    other: str
-    quantity: str
-    is_higher: bool
-
-    @property
-    def words(self) -> str:
-        """The claim."""
-        return f"{self.quantity} is {'higher' if self.is_higher else 'lower'} than with {NAMES[self.other]}"
-
-
-CLAIMS = [
-    Claim(other, quantity, is_higher)
-    for other in ("one_to_one", "english_pivot")
-    for quantity, is_higher in (("R@1", True), ("MRV", False), ("worst language", True), ("gap to English", False))
-]
-Comparisons = dict[Claim, tuple[Difference, float]]  # with p after Holm
+YES, NO = "**yes**", "**no, the opposite**"
+CLAIMS = {"R@1": "higher", "MRV": "lower", "worst language": "higher", "gap to English": "lower"}
+Comparisons = dict[str, tuple[Difference, float]]  # by quantity, with p after Holm
 
 
 def comparisons(results: Results) -> dict[tuple[str, str], Comparisons]:
-    """By budget and split, for each claim the other objective against 1-to-K; p is adjusted over all of them together.
-
-    Comparisons of the same trainings count once, at equal images.
-    """
-    found: dict[tuple[str, str], dict[Claim, Difference]] = {}
+    """By split and what 1-to-K is compared with, each quantity; p is adjusted over all of them together."""
+    found: dict[tuple[str, str], dict[str, Difference]] = {}
     for split in SPLITS:
-        for budget in plan.BUDGETS:
-            rows = {row.name: records_of(row, results) for row in plan.objectives(budget, split)}
-            if all(rows.values()):
-                found[budget, split] = {
-                    claim: compared(rows[claim.other], rows["one_to_k"], claim.quantity)
-                    for claim in CLAIMS
-                    if budget == "images" or plan.BUDGETS[budget][claim.other] != plan.EPOCHS
-                }
-    adjusted = iter(holm([of.p for by_claim in found.values() for of in by_claim.values()]))
-    return {where: {claim: (of, next(adjusted)) for claim, of in by_claim.items()} for where, by_claim in found.items()}
+        own, *others = (records_of(row, results) for row in plan.at_budgets(split))
+        for row, records in zip(plan.at_budgets(split)[1:], others, strict=True):
+            if own and records:
+                found[split, named(row.name)] = {quantity: compared(own, records, quantity) for quantity in CLAIMS}
+    adjusted = iter(holm([of.p for by_quantity in found.values() for of in by_quantity.values()]))
+    return {where: {name: (of, next(adjusted)) for name, of in by_name.items()} for where, by_name in found.items()}
 
 
-def verdict(found: Difference, p: float, is_higher: bool) -> str:
-    """Whether a claim is confirmed, by the sign of the other's difference from 1-to-K and its adjusted p.
+def verdict(found: Difference, p: float, claim: str) -> str:
+    """Whether a claim is confirmed, by the sign of the difference of 1-to-K and its adjusted p.
+
+    Args:
+        found: 1-to-K against another.
+        p: Of the difference, adjusted.
+        claim: ``higher`` or ``lower``.
 
     Example:
-        >>> verdict(Difference(-2.0, 0.5, 0.001), 0.004, is_higher=True)
-        'yes'
-        >>> verdict(Difference(2.0, 3.0, 0.1), 0.4, is_higher=True)
+        >>> verdict(Difference(2.0, 0.5, 0.001), 0.004, "higher")
+        '**yes**'
+        >>> verdict(Difference(-2.0, 3.0, 0.1), 0.4, "higher")
         'undecided'
     """
     if math.isnan(p) or p >= ERROR:
         return UNDECIDED
-    return YES if (found.value < 0) == is_higher else NO
+    return YES if (found.value > 0) == (claim == "higher") else NO
 
 
 def in_short(found: dict[tuple[str, str], Comparisons]) -> dict[str, Any]:
-    """The table of verdicts, and how many there are of each."""
-    head = ["with 1-to-K, ...", *(f"{BUDGET_NAMES[budget]}, `{split}`" for budget, split in found)]
+    """The table of verdicts with what they follow from, and how many there are of each."""
+    verdicts = {
+        where: {quantity: verdict(*of, CLAIMS[quantity]) for quantity, of in by_quantity.items()}
+        for where, by_quantity in found.items()
+    }
     lines = [
         [
-            claim.words,
-            *(verdict(*by_claim[claim], claim.is_higher) if claim in by_claim else SAME for by_claim in found.values()),
+            other,
+            split,
+            *(
+                f"{verdicts[split, other][quantity]}: {said(of, quantity)}, p {p:.2g}"
+                for quantity, (of, p) in by_quantity.items()
+            ),
         ]
-        for claim in CLAIMS
+        for (split, other), by_quantity in found.items()
     ]
-    counted = Counter(cell for line in lines for cell in line[1:])
-    counts = {
-        "all": counted.total() - counted[SAME],
-        "yes": counted[YES],
-        "no": counted[NO],
-        "undecided": counted[UNDECIDED],
-    }
-    return {"verdicts": table(head, lines), "counts": counts}
-
-
-def differences(found: dict[tuple[str, str], Comparisons]) -> str:
-    """The table of what the verdicts follow from."""
-    return table(
-        ["at", "split", "of", "with", "against 1-to-K", "p (Holm)"],
-        [
-            [BUDGET_NAMES[budget], split, claim.quantity, NAMES[claim.other], said(of, claim.quantity), f"{p:.2g}"]
-            for (budget, split), by_claim in found.items()
-            for claim, (of, p) in by_claim.items()
-        ],
-    )
+    counted = Counter(word for by_quantity in verdicts.values() for word in by_quantity.values())
+    return {
+        "verdicts": table(
+            ["1-to-K against", "split", *(f"{name} is {claim}" for name, claim in CLAIMS.items())], lines
+        ),
+        "counts": {
+            "all": counted.total(), "yes": counted[YES], "no": counted[NO], "undecided": counted[UNDECIDED],
+        },
+    }  # fmt: skip

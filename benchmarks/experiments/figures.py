@@ -20,7 +20,7 @@ from benchmarks.experiments.gradients import PARTS
 from benchmarks.experiments.mechanisms import ANGLES
 from benchmarks.experiments.quantities import Interval, Record, average
 from benchmarks.experiments.running import Results
-from benchmarks.experiments.tables import BUDGET_NAMES, NAMES, named, records_of
+from benchmarks.experiments.tables import NAMES, named, records_of
 from benchmarks.experiments.trial import SPLITS
 
 _COLOURS = {"one_to_k": "tab:blue", "one_to_one": "tab:orange", "english_pivot": "tab:green"}
@@ -31,21 +31,16 @@ _VARIED = {  # title of a table of ablations, and what stands below its axis
     "missing captions": "missing captions, %",
     "swapped captions": "swapped captions, %",
 }
-_MARKERS = {"images": "o", "tokens": "s", "time": "^"}
+_MARKERS = {"one_to_one, equal text tokens": "s", "one_to_one, equal CPU time": "^"}
 
 
 def draw(results: Results, folder: Path) -> None:
     """Write those figures whose trainings are there."""
-    wanted = [
-        (split, budget, row)
-        for split in SPLITS
-        for budget in plan.BUDGETS
-        for row in plan.objectives(budget, split)
-        if budget == "images" or plan.BUDGETS[budget][row.name] != plan.EPOCHS  # else the same trainings
-    ]
-    wanted += [(split, "images", row) for split in SPLITS for row in plan.beyond(split)[1:]]
     found = {
-        (split, budget, row.name): records for split, budget, row in wanted if (records := records_of(row, results))
+        (split, row.name): records
+        for split in SPLITS
+        for row in (*plan.at_budgets(split), *plan.beyond(split)[1:])
+        if (records := records_of(row, results))
     }
     if found:
         _save(objectives(found), folder / "objectives.png")
@@ -68,17 +63,17 @@ def _save(figure: Figure, path: Path) -> None:
     Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)
 
 
-def objectives(found: Mapping[tuple[str, str, str], Sequence[Record]]) -> Figure:
-    """R@1 against MRV, a panel for each split: the mean and its interval of each objective and budget."""
-    drawn, longer = Figure(figsize=(9, 4), layout="constrained"), dict(plan.longer())
+def objectives(found: Mapping[tuple[str, str], Sequence[Record]]) -> Figure:
+    """R@1 against MRV, a panel for each split: the mean and its interval of each setting."""
+    drawn = Figure(figsize=(9, 4), layout="constrained")
     for axes, split in zip(drawn.subplots(1, len(SPLITS), squeeze=False)[0], SPLITS, strict=True):
-        for (of_split, budget, name), records in found.items():
+        for (of_split, name), records in found.items():
             if of_split == split:
                 recall, mrv = average(records, "R@1"), average(records, "MRV")
                 axes.errorbar(
                     recall.value, mrv.value, xerr=_ends(recall), yerr=_ends(mrv),
-                    fmt=_MARKERS[budget], color=(_COLOURS | _BEYOND)[name], markersize=5, elinewidth=1,
-                    label=f"{named(name)}, {BUDGET_NAMES[budget]}" if name in longer else named(name),
+                    fmt=_MARKERS.get(name, "o"), color=_BEYOND.get(name, _COLOURS[name.partition(",")[0]]),
+                    markersize=5, elinewidth=1, label=named(name),
                 )  # fmt: skip
         _log(axes)
         _label(axes, f"{split} split", "R@1, %", "MRV")

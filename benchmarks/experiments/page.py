@@ -10,14 +10,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.experiments import ablations, plan
-from benchmarks.experiments.claims import ERROR, comparisons, differences, in_short
+from benchmarks.experiments.claims import ERROR, comparisons, in_short
 from benchmarks.experiments.intervals import Difference, holm
 from benchmarks.experiments.mechanisms import mechanisms
 from benchmarks.experiments.plan import Row
-from benchmarks.experiments.quantities import compared, said, shown
+from benchmarks.experiments.quantities import COSTS, compared, said, shown
 from benchmarks.experiments.running import Results
 from benchmarks.experiments.tables import (
-    BUDGET_NAMES,
     NAMES,
     NOT_RUN,
     SAME,
@@ -34,6 +33,7 @@ from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
 
 SCORES = (
+    *("R@1", "MRV"),
     *("i2t R@1", "i2t R@5", "i2t R@10", "t2i R@1", "t2i R@5", "t2i R@10"),
     *("i2t MRV", "t2i MRV", "MRSD", "worst language", "below English"),
 )
@@ -58,13 +58,11 @@ def page(results: Results) -> str:
     """The whole page, in Markdown."""
     files = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    found = comparisons(results)
     return environment.get_template("results.md.jinja").render(
         plan=plan,
-        **in_short(found),
+        **in_short(comparisons(results)),
         varied=_varied(results),
-        objectives=_objectives(results),
-        differences=differences(found),
+        objectives=[(split, table_of(plan.at_budgets(split), (*COSTS, *SCORES), results)) for split in SPLITS],
         mechanisms=mechanisms(results),
         candidates=_candidates(results),
         beyond=_beyond(results),
@@ -87,22 +85,6 @@ def _varied(results: Results) -> str:
             found = [in_words(compared(own, others, of)) if own and others else NOT_RUN for of in (recall, "MRV")]
             lines.append([title, named(row.name), named(base.name), f"{recall}: {found[0]}", f"MRV: {found[1]}"])
     return table(["varied", "with", "against", "recall", "consistency"], lines)
-
-
-def _objectives(results: Results) -> list[tuple[str, str]]:
-    return [
-        (
-            f"{BUDGET_NAMES[budget]}, `{split}` split",
-            table_of(
-                plan.objectives(budget, split),
-                ("images", "tokens", "CPU s", "wall s", *SCORES),
-                results,
-                "objective",
-            ),
-        )
-        for split in SPLITS
-        for budget in plan.BUDGETS
-    ]
 
 
 def _candidates(results: Results) -> str:
@@ -152,7 +134,7 @@ def _beyond(results: Results) -> dict[str, Any]:
         for ((split, quantity), of), p in zip(found.items(), adjusted, strict=True)
     ]
     return {
-        "tables": [(split, table_of(of, ("CPU s", *SCORES), results, "objective")) for split, of in rows.items()],
+        "tables": [(split, table_of(of, ("CPU s", *SCORES), results)) for split, of in rows.items()],
         "differences": table(["split", "of", "with the term", "against without it", "p (Holm)"], lines),
     }
 
@@ -171,8 +153,8 @@ def _tuning(results: Results) -> dict[str, str]:
         for rate in rates
     ]
     longer = [
-        by_rate(f"{NAMES[objective]}, {count} epochs", objective, plan.RATES_OF_LONGER, count)
-        for objective, count in plan.longer()
+        by_rate(f"{NAMES['one_to_one']}, {count} epochs", "one_to_one", plan.RATES_OF_LONGER, count)
+        for count in plan.longer()
     ]
     return {
         "rates": table(

@@ -10,7 +10,6 @@ from benchmarks.experiments.quantities import Record, shown
 from benchmarks.experiments.running import Results
 
 NAMES = {"one_to_k": "1-to-K", "one_to_one": "one random language", "english_pivot": "English pivot"}
-BUDGET_NAMES = {"images": "equal images", "tokens": "equal text tokens", "time": "equal CPU time"}
 HIGHER, LOWER, UNDECIDED = "higher", "lower", "undecided"
 SAME, NOT_RUN = "–", "not run"
 
@@ -26,13 +25,13 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *lines])
 
 
-def table_of(rows: Sequence[Row], columns: Sequence[str], results: Results, first: str) -> str:
-    """A line for each setting, with means over seeds and the half widths of their intervals."""
-    lines = []
-    for row in rows:
-        records = records_of(row, results)
-        lines.append([named(row.name), *(shown(records, of) if records else NOT_RUN for of in columns)])
-    return table([first, *columns], lines)
+def table_of(rows: Sequence[Row], quantities: Sequence[str], results: Results) -> str:
+    """A column for each setting and a line for each quantity: its mean over seeds and its interval."""
+    found = {named(row.name): records_of(row, results) for row in rows}
+    return table(
+        ["measured", *found],
+        [[of, *(shown(records, of) if records else NOT_RUN for records in found.values())] for of in quantities],
+    )
 
 
 def named(row: str) -> str:

@@ -12,16 +12,19 @@ Needs pip install -e '.[bench,demo]'.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.experiments import ablations, plan
 from benchmarks.experiments.figures import draw
-from benchmarks.experiments.page import SCORES, page
+from benchmarks.experiments.page import REDUCED, page
 from benchmarks.experiments.running import Results, run
-from benchmarks.experiments.tables import table_of
+from benchmarks.experiments.tables import SCORES, table_of
 from benchmarks.experiments.trial import SPLITS, Trial
-from benchmarks.measure import one_or_more
+from benchmarks.measure import machine, one_or_more
 
 PARTS = ("tuning", "objectives", "mechanisms", "candidates", "beyond", "ablations")
 REDUCED_SEEDS = plan.SEEDS[:2]
@@ -46,9 +49,21 @@ def trials(part: str) -> list[Trial]:
 
 
 def reduced(results: Results, folder: Path, jobs: int) -> None:
-    """Train the objectives with two seeds at equal images, and print a table for each split."""
+    """Train the objectives with two seeds at equal images, say how long it took, and print a table for each split."""
     rows = {split: plan.objectives(split, REDUCED_SEEDS) for split in SPLITS}
-    run([trial for of in rows.values() for row in of for trial in row.trials], results, folder, jobs)
+    start = time.monotonic()
+    records = run([trial for of in rows.values() for row in of for trial in row.trials], results, folder, jobs)
+    if records:
+        took = {
+            "trainings": len(records),
+            "seconds": round(time.monotonic() - start),
+            "cpu_seconds": round(sum(record["cost"]["cpu_seconds"] for record in records)),
+            "jobs": jobs,
+            "cores": len(os.sched_getaffinity(0)),
+            "processor": machine()["processor"],
+        }
+        results.path.with_name(REDUCED).write_text(json.dumps(took, indent=2) + "\n", encoding="utf-8")
+        print(f"{took['trainings']} trainings in {took['seconds'] / 60:.0f} minutes, {jobs} at a time")
     for split, of in rows.items():
         print(f"\n{split} split, equal images, {len(REDUCED_SEEDS)} seeds\n")
         print(table_of(of, ("CPU s", *SCORES), results))

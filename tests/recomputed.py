@@ -58,7 +58,7 @@ class Records:
     """The lines of JSON, to be chosen from by what they say of themselves."""
 
     def __init__(self, lines: list[str]) -> None:
-        self._all = [_normal(json.loads(line)) for line in lines]
+        self.every = [_normal(json.loads(line)) for line in lines]
 
     def of(
         self,
@@ -80,7 +80,7 @@ class Records:
         said["options"] = {"trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": every} | said["options"]
         chosen = [
             record
-            for record in self._all
+            for record in self.every
             if (record["objective"], record["split"], record["scored"]) == (objective, split, scored)
             and record["seed"] in seeds
             and all(record[name] == value for name, value in said.items())
@@ -92,7 +92,7 @@ class Records:
     def best_rate(self, objective: str, split: str, epochs: int) -> float:
         """Of those with the most seeds in tuning at this length, or at 10 epochs if there is none."""
         found: dict[float, list[float]] = {}
-        for record in self._all:
+        for record in self.every:
             of = (record["objective"], record["split"], record["scored"], record["callbacks"])
             if of == (objective, split, "val", {}) and record["options"]["trainer.max_epochs"] == epochs:
                 found.setdefault(record["rate"], []).append(record["scores"]["mean_recall"])
@@ -143,6 +143,8 @@ def values(records: list[dict[str, Any]], column: str) -> list[float]:
         return [100 * score["mean_recall"] for score in scores]
     if column == "worst language":
         return [100 * min(score["of_language"].values()) for score in scores]
+    if column == "same first":
+        return [100 * score["same_first"] for score in scores]
     if column == "below English":
         return [100 * of["en"] - 100 * np.mean([of[k] for k in of if k != "en"]) for of in _of_language(scores)]
     if column == "gap to English":
@@ -219,7 +221,31 @@ def objectives(text: str, records: Records, time: int) -> tuple[int, int]:
         f"{counted['**no, the opposite**']} say the opposite, and {counted['undecided']} decide nothing**"
     )
     assert says in " ".join(text.split())
+    _check_conclusions(text, verdicts, words)
     return checked, len(compared)
+
+
+def _check_conclusions(text: str, verdicts: Table, words: list[tuple[str, str]]) -> None:
+    """The list of what is confirmed, is the opposite and is undecided, by what 1-to-K is compared with."""
+    quantities = [name.partition(" is ")[0] for name in verdicts.head[2:]]
+    expected: dict[str, dict[str, dict[str, str]]] = {}
+    for number, (other, split, *_) in enumerate(verdicts.rows):
+        of_row = [word for _, word in words[len(quantities) * number :]]
+        expected.setdefault(other, {})[split] = dict(zip(quantities, of_row, strict=False))
+    _, _, rest = text.partition("1-to-K against\n\n")
+    listed = [line.removeprefix("- ") for line in rest.splitlines()[: len(expected)]]
+    for line in listed:
+        other, _, said = line.partition(": ")
+        for split, of_split in re.findall(r"`(\w+)` (.+?)\.(?: |$)", said):
+            found = expected[other].pop(split)
+            for part in of_split.split("; "):
+                word, _, names = part.partition(": ")
+                for name in names.split(", "):
+                    assert found.pop(name).strip("*").split(",")[0] == {
+                        "confirmed": "yes", "**the opposite**": "no", "undecided": "undecided"
+                    }[word]  # fmt: skip
+            assert not found
+    assert not any(expected.values())
 
 
 def check_difference(said: str, own: list[float], others: list[float], is_ratio: bool) -> tuple[float, float]:
@@ -305,12 +331,15 @@ def ablations(text: str, records: Records) -> int:
         def of(row: str, title: str = title) -> list[dict[str, Any]]:
             return _records_of(row, title, records)
 
-        checked += check_rows(Table(title, table.head[:-2], [row[:-2] for row in table.rows]), of)
-        assert table.head[-2:] == ["R@1, difference", "MRV, quotient"]
-        for name, *_, difference, quotient in table.rows:
+        differing = [name.rpartition(", ")[0] for name in table.head if name.endswith((", difference", ", quotient"))]
+        assert differing[-2:] == ["R@1", "MRV"]
+        assert table.head[-1] == "MRV, quotient"
+        n = len(differing)
+        checked += check_rows(Table(title, table.head[:-n], [row[:-n] for row in table.rows]), of)
+        for name, *cells in table.rows:
             _, comma, change = name.partition(",")
             base = BASES.get(title, f"1-to-K{comma}{change}")
-            for cell, quantity in ((difference, "R@1"), (quotient, "MRV")):
+            for cell, quantity in zip(cells[-n:], differing, strict=True):
                 assert (cell == "–") == (name == base)
                 if name != base:
                     own, others = values(of(name), quantity), values(of(base), quantity)
@@ -325,14 +354,11 @@ def in_words(text: str, records: Records) -> int:
     (table,) = [table for table in tables(text) if table.head[0] == "varied"]
     for title, name, base, *cells in table.rows:
         own, others = (_records_of(row, title, records) for row in (name, base))
-        for cell in cells:
-            quantity, _, word = cell.partition(": ")
-            numbers = [
-                np.log(values(of, quantity)) if quantity == "MRV" else values(of, quantity) for of in (own, others)
-            ]
-            test = stats.ttest_rel(*numbers)
-            expected = "undecided" if test.pvalue > 0.05 else "higher" if test.statistic > 0 else "lower"
-            assert word == expected, (title, name, cell)
+        for column, cell in zip(("recall", "MRV"), cells, strict=True):
+            words, _, said = cell.partition(": ")
+            quantity, _, word = words.rpartition(" ") if column == "recall" else ("MRV", "", words)
+            p, value = check_difference(said, values(own, quantity), values(others, quantity), is_ratio=column == "MRV")
+            assert word == ("undecided" if p > 0.05 else "higher" if value > 0 else "lower"), (title, name, cell)
     return 2 * len(table.rows)
 
 
@@ -381,20 +407,19 @@ def mechanisms(text: str, records: Records) -> int:
                         np.mean(numbers), abs=0.51 if table.head[1] == "part" else 0.051
                     )
                     checked += 1
-    (table,) = [table for table in tables(text) if table.head[:3] == ["of", "with", "against 1-to-K"]]
+    (table,) = [table for table in tables(text) if table.head[:3] == ["measured", "with", "against 1-to-K"]]
     for of, other, word, said in table.rows:
-        if of == "lead of English, R@1":
+        if of == "lead of English in R@1, points":
             last = [
                 [english_and_others(record["by_language"][-1]["recall@1"]) for record in watched(name)]
                 for name in (other, "1-to-K")
             ]
             numbers = [[english - others for english, others in pairs] for pairs in last]
         else:
+            which, part = re.fullmatch("angle (of .+), (.+), degrees", of).groups()
             numbers = [
                 [
-                    np.mean(
-                        [one[OBJECTIVES[name]][of.partition(", ")[2]]["of the expectation"] for one in record["angles"]]
-                    )
+                    np.mean([one[OBJECTIVES[name]][part][which] for one in record["angles"]])
                     for record in watched("1-to-K")
                 ]
                 for name in (other, "1-to-K")
@@ -407,38 +432,62 @@ def mechanisms(text: str, records: Records) -> int:
 
 def candidates(text: str, records: Records) -> int:
     """The terms that were tried; return the number of cells."""
-    (table,) = [table for table in tables(text) if table.head[0] == "term, weight"]
-    for name, seeds, *cells in table.rows:
-        weights = (
-            {term: float(weight) for term, weight in (of.split(" ") for of in name.split(", "))} if " " in name else {}
-        )
-        callbacks = {"AddTerms": {"weights": weights}} if weights else {}
-        for head, cell in zip(table.head[2:], cells, strict=True):
-            split, column = head.split(": ")
-            of = records.of("one_to_k", split, [1000, 1001, 1002][: int(seeds)], scored="val", callbacks=callbacks)
-            check_cell(cell, values(of, column), column)
-    return len(table.rows) * (len(table.head) - 2)
+    tried, finalists = [table for table in tables(text) if table.head[0] == "term, weight"]
+    for table, seeds in ((tried, [1000]), (finalists, [1000, 1001, 1002])):
+        for name, *cells, both in table.rows:
+            weights = (
+                {term: float(weight) for term, weight in (of.split(" ") for of in name.split(", "))}
+                if " " in name
+                else {}
+            )
+            callbacks = {"AddTerms": {"weights": weights}} if weights else {}
+            logs = []
+            for head, cell in zip(table.head[1:-1], cells, strict=True):
+                split, column = head.split(": ")
+                of = values(records.of("one_to_k", split, seeds, scored="val", callbacks=callbacks), column)
+                check_cell(cell, of, column)
+                logs += list(np.log(of)) if column == "MRV" else []
+            assert float(both) == pytest.approx(np.exp(np.mean(logs)), abs=0.051)
+    return sum(len(table.rows) * (len(table.head) - 1) for table in (tried, finalists))
 
 
 def beyond(text: str, records: Records, term: dict[str, float]) -> int:
     """1-to-K with and without the term that is added; return the number of cells."""
 
-    def of(name: str, split: str) -> list[dict[str, Any]]:
-        return records.of("one_to_k", split, list(range(15)), options=term if name != "1-to-K" else {})
+    every = {"composition": list(range(35)), "family": list(range(15))}
+    new = {"composition": list(range(15, 35)), "family": list(range(5, 15))}
+
+    def of(name: str, split: str, seeds: dict[str, list[int]] = every) -> list[dict[str, Any]]:
+        return records.of("one_to_k", split, seeds[split], options=term if name != "1-to-K" else {})
 
     checked = 0
     for table in tables(text):
-        if match := re.fullmatch(r"With and without the term, `(\w+)` split", table.title):
+        if match := re.match(r"With and without the term, `(\w+)` split", table.title):
             assert table.head[1:] == ["1-to-K", "1-to-K, text to text"]
             checked += check_columns(table, lambda name, split=match[1]: of(name, split))
     (differences,) = [table for table in tables(text) if "with the term" in table.head]
-    compared = check_differences(
-        (of("1-to-K, text to text", split), of("1-to-K", split), quantity, said, p)
-        for split, quantity, _, said, p in differences.rows
+    tests = []
+    for split, quantity, word, of_new, shown_p, of_all in differences.rows:
+        for said, seeds in ((of_all, every), (of_new, new)):
+            own, others = (values(of(name, split, seeds), quantity) for name in ("1-to-K, text to text", "1-to-K"))
+            p, value = check_difference(said, own, others, is_ratio=quantity == "MRV")
+        assert (shown_p == "–") == (quantity != "MRV")
+        if quantity == "MRV":
+            tests.append((p, float(shown_p), value, word))
+        else:
+            assert word == ("undecided" if p > 0.05 else "higher" if value > 0 else "lower"), quantity
+    (least, shown_least, *_), (most, shown_most, *_) = sorted(tests)
+    assert shown_least == pytest.approx(min(1, 2 * least), rel=0.06)
+    assert shown_most == pytest.approx(min(1, max(2 * least, most)), rel=0.06)
+    for _, p, value, word in tests:
+        assert word == ("undecided" if p >= 0.05 else "higher" if value > 0 else "lower")
+    before = re.search(r"\(MRV (× .+?\])\)", " ".join(text.split()))[1]
+    own, others = (
+        values(of(name, "composition", {"composition": new["family"]}), "MRV")
+        for name in ("1-to-K, text to text", "1-to-K")
     )
-    for (_, quantity, word, *_), (p, value, _) in zip(differences.rows, compared, strict=True):
-        assert word == ("undecided" if p >= 0.05 else "higher" if value > 0 else "lower"), quantity
-    return checked + len(compared)
+    check_difference(before, own, others, is_ratio=True)
+    return checked + 2 * len(differences.rows)
 
 
 def tuning(text: str, records: Records) -> int:
@@ -462,6 +511,27 @@ def tuning(text: str, records: Records) -> int:
         for split, shown in zip(finalists.head[2:], cells, strict=True):
             check(name, rate, split, [1000, 1001, 1002], 10, shown)
     return sum(2 * len(of.rows) * (len(of.head) - 1) for of in (rates, longer)) + 2 * len(finalists.rows)
+
+
+def run(text: str, records: Records) -> int:
+    """What was trained with what, and for how long; return how many facts."""
+    every = records.every
+    shown = dict(row for table in tables(text) for row in table.rows if len(row) == 2)
+    facts = {
+        name: Counter(record["versions"][name] for record in every) for name in ("python", "torch", "lightning", "timm")
+    }
+    facts["commits"] = Counter(record["commit"] for record in every)
+    for split in ("test", "val"):
+        facts[f"processors of trainings scored on {split}"] = Counter(
+            record["processor"] for record in every if record["scored"] == split
+        )
+    for name, counted in facts.items():
+        expected = [f"{value} ({count})" if len(counted) > 1 else value for value, count in sorted(counted.items())]
+        assert shown[name] == ", ".join(expected)
+    hours = sum(record["cost"]["cpu_seconds"] for record in every) / 3600
+    trainings, cpu_hours = re.search(r"The (\d+) trainings took ([\d.]+) CPU hours", text).groups()
+    assert (int(trainings), float(cpu_hours)) == (len(every), pytest.approx(hours, abs=0.051))
+    return len(facts)
 
 
 def _is_number(text: str) -> bool:

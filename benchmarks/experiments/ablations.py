@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,20 +21,27 @@ _FUSION = {  # the rest of its settings follow from those of the encoders
 
 
 def _rows(values: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """A row of 1-to-K for each name, with options over its own; none is 1-to-K as it is."""
+    """A row of 1-to-K for each name, with options over its own, against that without options: 1-to-K as it is."""
     plain = [trained("one_to_k", "composition", seed) for seed in ABLATION_SEEDS]
+    (base,) = [Row(name, plain) for name, options in values.items() if not options]
     return [
-        Row(name, [replace(trial, options={**trial.options, **options}) for trial in plain])
+        Row(name, [replace(trial, options={**trial.options, **options}) for trial in plain], base) if options else base
         for name, options in values.items()
     ]
 
 
 def _of_each(name: str, change: Callable[[Trial], Trial]) -> list[Row]:
     """The same change to all three objectives."""
-    return [
+    return _against_first(
         Row(f"{row.name}, {name}", [change(trial) for trial in row.trials])
         for row in objectives("composition", ABLATION_SEEDS)
-    ]
+    )
+
+
+def _against_first(rows: Iterable[Row]) -> list[Row]:
+    """The others against 1-to-K, which is the first, under the same conditions."""
+    first, *others = rows
+    return [first, *(row._replace(base=first) for row in others)]
 
 
 def _degraded(name: str, **arguments: Any) -> list[Row]:
@@ -53,7 +60,7 @@ def _losses(matching: bool, masked_lm: bool) -> dict[str, Any]:
 
 def ablations() -> dict[str, list[Row]]:
     """Tables of one change each, at equal images."""
-    plain = objectives("composition", ABLATION_SEEDS)
+    plain = _against_first(objectives("composition", ABLATION_SEEDS))
     per_step, seen = "data.languages_per_step", [language for language in LANGUAGES if language not in UNSEEN]
 
     def without(trial: Trial) -> Trial:
@@ -61,12 +68,15 @@ def ablations() -> dict[str, list[Row]]:
 
     return {
         "length of training": [
-            Row(
-                f"{objective}, {count} epochs",
-                [trained(objective, "composition", seed, count) for seed in ABLATION_SEEDS],
-            )
+            row
             for count in LENGTHS
-            for objective in OBJECTIVES
+            for row in _against_first(
+                Row(
+                    f"{objective}, {count} epochs",
+                    [trained(objective, "composition", seed, count) for seed in ABLATION_SEEDS],
+                )
+                for objective in OBJECTIVES
+            )
         ],
         "languages per step": _rows({f"K = {k}": {per_step: k} if k != 4 else {} for k in (1, 2, 4, 8, 14)}),
         "losses": _rows(
@@ -102,19 +112,3 @@ def ablations() -> dict[str, list[Row]]:
             *(row for share in (0.1, 0.3) for row in _degraded(f"{share:.0%} swapped", swapped=share)),
         ],
     }
-
-
-def reference(row: Row, rows: Sequence[Row]) -> Row | None:
-    """What a row of an ablation is compared with: 1-to-K under the same change, or as it is; None if it is that.
-
-    Args:
-        row: Of a table.
-        rows: All of the table.
-    """
-    if any(other.trials[0].objective != "one_to_k" for other in rows):
-        _, comma, change = row.name.partition(",")
-        (found,) = [other for other in rows if other.name == f"one_to_k{comma}{change}"]
-    else:
-        plain, *_ = objectives("composition", ABLATION_SEEDS)
-        (found,) = [other for other in rows if list(other.trials) == list(plain.trials)]
-    return None if found is row else found

@@ -8,13 +8,14 @@ from typing import Any
 
 from benchmarks.experiments import plan
 from benchmarks.experiments.intervals import Difference, holm
-from benchmarks.experiments.quantities import compared, said
+from benchmarks.experiments.quantities import said
 from benchmarks.experiments.running import Results
-from benchmarks.experiments.tables import UNDECIDED, named, records_of, table
+from benchmarks.experiments.tables import UNDECIDED, against_base, named, table
 from benchmarks.experiments.trial import SPLITS
 
 ERROR = 0.05  # of all comparisons together
 YES, NO = "**yes**", "**no, the opposite**"
+IN_WORDS = {YES: "confirmed", NO: "**the opposite**", UNDECIDED: "undecided"}
 CLAIMS = {"R@1": "higher", "MRV": "lower", "worst language": "higher", "gap to English": "lower"}
 Comparisons = dict[str, tuple[Difference, float]]  # by quantity, with p after Holm
 
@@ -22,11 +23,13 @@ Comparisons = dict[str, tuple[Difference, float]]  # by quantity, with p after H
 def comparisons(results: Results) -> dict[tuple[str, str], Comparisons]:
     """By split and what 1-to-K is compared with, each quantity; p is adjusted over all of them together."""
     found: dict[tuple[str, str], dict[str, Difference]] = {}
-    for split in SPLITS:
-        own, *others = (records_of(row, results) for row in plan.at_budgets(split))
-        for row, records in zip(plan.at_budgets(split)[1:], others, strict=True):
-            if own and records:
-                found[split, named(row.name)] = {quantity: compared(own, records, quantity) for quantity in CLAIMS}
+    for rows in zip(*(plan.at_budgets(split) for split in SPLITS), strict=True):
+        for split, row in zip(SPLITS, rows, strict=True):
+            of_row = {quantity: against_base(row, quantity, results) for quantity in CLAIMS}
+            if of_others := {name: of for name, of in of_row.items() if of is not None}:
+                found[split, named(row.name)] = {
+                    name: of._replace(value=-of.value) for name, of in of_others.items()
+                }  # of 1-to-K
     adjusted = iter(holm([of.p for by_quantity in found.values() for of in by_quantity.values()]))
     return {where: {name: (of, next(adjusted)) for name, of in by_name.items()} for where, by_name in found.items()}
 
@@ -51,7 +54,7 @@ def verdict(found: Difference, p: float, claim: str) -> str:
 
 
 def in_short(found: dict[tuple[str, str], Comparisons]) -> dict[str, Any]:
-    """The table of verdicts with what they follow from, and how many there are of each."""
+    """The verdicts in words and as a table with what they follow from, and how many there are of each."""
     verdicts = {
         where: {quantity: verdict(*of, CLAIMS[quantity]) for quantity, of in by_quantity.items()}
         for where, by_quantity in found.items()
@@ -67,8 +70,17 @@ def in_short(found: dict[tuple[str, str], Comparisons]) -> dict[str, Any]:
         ]
         for (split, other), by_quantity in found.items()
     ]
+    words: dict[str, list[str]] = {}
+    for (split, other), by_quantity in verdicts.items():
+        of_word = {
+            word: [name for name, found in by_quantity.items() if found == verdict]
+            for verdict, word in IN_WORDS.items()
+        }
+        said_of_split = "; ".join(f"{word}: {', '.join(names)}" for word, names in of_word.items() if names)
+        words.setdefault(other, []).append(f"`{split}` {said_of_split}")
     counted = Counter(word for by_quantity in verdicts.values() for word in by_quantity.values())
     return {
+        "conclusions": [f"{other}: {'. '.join(by_split)}." for other, by_split in words.items()],
         "verdicts": table(
             ["1-to-K against", "split", *(f"{name} is {claim}" for name, claim in CLAIMS.items())], lines
         ),

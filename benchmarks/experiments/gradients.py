@@ -47,7 +47,9 @@ def angles(
 
     The reference is the gradient of the 1-to-K loss over all languages of the same images. ``of a step`` is the angle
     between it and the gradient of a step, with languages drawn as in training; ``of the expectation`` is that of the
-    gradient which the objective has on average, without the chance of the draws: see :func:`mean_cosines`.
+    gradient which the objective has on average over draws of languages, for fixed images, without the chance of the
+    draws: see :func:`mean_cosines`. It is not resolved below about 10 degrees: there its cosine is often estimated to
+    be above 1, which counts as 0 degrees.
 
     Args:
         module: Whose weights and temperature are taken.
@@ -156,9 +158,11 @@ def _unchanged(module: RetrievalModule) -> Iterator[None]:
     """Leaves the loss, statistics of BatchNorm, gradients and torch's random state as they were."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     loss = module.contrastive
-    with torch.random.fork_rng():
-        yield
-    module.contrastive = loss
-    for name, buffer in module.named_buffers():
-        buffer.copy_(buffers[name])
-    module.zero_grad()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        module.contrastive = loss
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
+        module.zero_grad()

@@ -24,6 +24,11 @@ class Difference(NamedTuple):
     half: float
     p: float
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return abs(self.value) > self.half
+
 
 def mean(values: Sequence[float]) -> Mean:
     """Compute the mean and the half width of Student's 95 % interval.

@@ -59,29 +59,30 @@ def mechanisms(results: Results) -> dict[str, str] | None:
                 for name in OBJECTIVES
             ],
         ),
-        "in_words": table(["of", "with", "against 1-to-K", ""], _against(rows)),
+        "in_words": table(["measured", "with", "against 1-to-K", "difference"], _against(rows)),
     }
 
 
 def _against(rows: Mapping[str, Sequence[Record]]) -> list[list[str]]:
-    """The others against 1-to-K: the lead of English at the end, and the mean angle of the expected step."""
+    """The others against 1-to-K: the lead of English at the end, and mean angles of a step and of the expected one."""
 
     def lead(record: Record) -> float:
         _, english, others = english_and_others(record)[-1]
         return english - others
 
-    def angle(record: Record, objective: str, part: str) -> float:
-        return statistics.mean(of[objective][part][ANGLES[1]] for of in record["angles"])
+    def angle(record: Record, objective: str, part: str, which: str) -> float:
+        return statistics.mean(of[objective][part][which] for of in record["angles"])
 
+    own, *others = OBJECTIVES
     lines = []
-    for other in ("one_to_one", "english_pivot"):
-        of_seed = ({record["seed"]: lead(record) for record in rows[name]} for name in (other, "one_to_k"))
-        lines.append(["lead of English, R@1", other, difference(*of_seed)])
-    for part in PARTS:
-        for other in ("one_to_one", "english_pivot"):
-            of_seed = (
-                {record["seed"]: angle(record, name, part) for record in rows["one_to_k"]}
-                for name in (other, "one_to_k")
-            )
-            lines.append([f"angle of the expected step, {part}", other, difference(*of_seed)])
+    for other in others:
+        of_seed = ({record["seed"]: lead(record) for record in rows[name]} for name in (other, own))
+        lines.append(["lead of English in R@1, points", other, difference(*of_seed)])
+    for which in ANGLES:
+        for part in PARTS:
+            for other in others:
+                of_seed = (
+                    {record["seed"]: angle(record, name, part, which) for record in rows[own]} for name in (other, own)
+                )
+                lines.append([f"angle {which}, {part}, degrees", other, difference(*of_seed)])
     return [[of, NAMES[other], in_words(found), said(found, "R@1")] for of, other, found in lines]

@@ -64,6 +64,7 @@ QUANTITIES = {
     "MRSD": Quantity(_spread("mrsd", "mean"), 2, is_ratio=True),
     "worst language": Quantity(_worst, 1),
     "below English": Quantity(_below_english, 1),
+    "same first": Quantity(lambda record: 100 * float(record["scores"]["same_first"]), 1),
     "gap to English": Quantity(lambda record: abs(_below_english(record)), 1),
     "images": Quantity(lambda record: record["cost"]["images"] / 1e3, 0),
     "tokens": Quantity(lambda record: record["cost"]["tokens"] / 1e6, 2),

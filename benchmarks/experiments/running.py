@@ -52,15 +52,17 @@ class Results:
         beside.replace(self.path)
 
 
-def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> None:
+def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> list[dict[str, Any]]:
     """Run what has no results yet, ``jobs`` at a time; those that were interrupted go on.
+
+    Returns:
+        The records of those that were run now.
 
     Raises:
         SystemExit: If one fails; the others have ended before.
     """
     left = list({trial.key(results.more): trial for trial in trials if results.of(trial) is None}.values())
-    if not left:
-        return
+    new: list[dict[str, Any]] = []
     failed = []
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(_run, trial, results.more, folder): trial for trial in left}
@@ -73,6 +75,7 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> N
                 print(f"failed: {failed[-1]}", flush=True)
                 continue
             results.add(record)
+            new.append(record)
             found = record["scores"]
             print(
                 f"{number} of {len(left)}: {trial.title}: mean recall {100 * found['mean_recall']:.1f}, "
@@ -81,6 +84,7 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> N
             )
     if failed:
         raise SystemExit("\n".join(["some trainings failed:", *failed]))
+    return new
 
 
 def _run(trial: Trial, more: Sequence[Path], folder: Path) -> dict[str, Any]:

@@ -6,9 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.experiments.intervals import Difference
 from benchmarks.experiments.plan import Row
-from benchmarks.experiments.quantities import Record, shown
+from benchmarks.experiments.quantities import Record, compared, shown
 from benchmarks.experiments.running import Results
 
+SCORES = (
+    *("R@1", "MRV"),
+    *("i2t R@1", "i2t R@5", "i2t R@10", "t2i R@1", "t2i R@5", "t2i R@10"),
+    *("i2t MRV", "t2i MRV", "MRSD", "same first", "mean recall", "worst language", "below English", "gap to English"),
+)
 NAMES = {"one_to_k": "1-to-K", "one_to_one": "one random language", "english_pivot": "English pivot"}
 HIGHER, LOWER, UNDECIDED = "higher", "lower", "undecided"
 SAME, NOT_RUN = "–", "not run"
@@ -20,6 +25,18 @@ def records_of(row: Row, results: Results) -> list[Record]:
     return [record for record in found if record is not None] if None not in found else []
 
 
+def against_base(row: Row, quantity: str, results: Results) -> Difference | None:
+    """A row compared with its base; None unless both have been run."""
+    own, others = records_of(row, results), records_of(row.base, results) if row.base else []
+    return compared(own, others, quantity) if own and others else None
+
+
+def cells_of(row: Row, quantities: Sequence[str], results: Results) -> list[str]:
+    """Means over seeds with their intervals."""
+    records = records_of(row, results)
+    return [shown(records, of) if records else NOT_RUN for of in quantities]
+
+
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *lines])
@@ -27,11 +44,8 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def table_of(rows: Sequence[Row], quantities: Sequence[str], results: Results) -> str:
     """A column for each setting and a line for each quantity: its mean over seeds and its interval."""
-    found = {named(row.name): records_of(row, results) for row in rows}
-    return table(
-        ["measured", *found],
-        [[of, *(shown(records, of) if records else NOT_RUN for records in found.values())] for of in quantities],
-    )
+    columns = [cells_of(row, quantities, results) for row in rows]
+    return table(["measured", *(named(row.name) for row in rows)], zip(quantities, *columns, strict=True))
 
 
 def named(row: str) -> str:
@@ -46,7 +60,7 @@ def named(row: str) -> str:
 
 
 def in_words(found: Difference) -> str:
-    """The sign of a difference, where its interval leaves out that there is none."""
-    if not abs(found.value) > found.half:
+    """The sign of a difference, where its interval excludes zero."""
+    if not found.is_clear:
         return UNDECIDED
     return HIGHER if found.value > 0 else LOWER

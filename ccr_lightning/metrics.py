@@ -247,8 +247,8 @@ class RecallAtK(RetrievalEmbeddings):
         super().__init__(**kwargs)
         _check_choice("direction", direction, get_args(Direction))
         _check_choice("average", average, ("macro", "none"))
-        if k < 1:
-            raise CCRError(f"k is {k}: recall@k needs a k of at least 1.")
+        if k < 1 or k != int(k):
+            raise CCRError(f"k is {k}: recall@k needs a whole k of at least 1.")
         self.k = k
         self.direction: Direction = direction
         self.average = average

@@ -1,11 +1,14 @@
 """The page of results of benchmarks.objectives: every table, recomputed from the records it is made of."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import recomputed
+from PIL import Image
 
 from benchmarks import objectives
 from benchmarks.experiments import plan
@@ -17,6 +20,8 @@ from ccr_lightning.data.sources.openmoji import LANGUAGES
 ROOT = Path(__file__).parents[1]
 PARTS = ("image encoder", "text encoder")
 PAGE = ROOT / "docs" / "results.md"
+RUNS = ROOT / "docs" / "results" / "runs.jsonl"
+FIGURES = ("objectives.png", "mechanisms.png", "ablations.png")
 VERDICTS = ("**yes**", "**no, the opposite**", "undecided")
 
 EFFECTS = {  # on recall: for the claim on one split, against it or not at all on the other
@@ -161,7 +166,7 @@ def test_an_interval_that_is_missing_is_found(text_and_records):
 
 def test_learning_rates_are_those_that_were_best_in_tuning():
     """By mean recall on the validation split; of all rates the best two by both splits are tried with three seeds."""
-    records = recomputed.Records((ROOT / "docs" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines())
+    records = recomputed.Records(RUNS.read_text(encoding="utf-8").splitlines())
     for objective in ("one_to_k", "one_to_one", "english_pivot"):
         of_one_seed = {
             rate: sum(
@@ -180,8 +185,7 @@ def test_learning_rates_are_those_that_were_best_in_tuning():
 
 def test_the_term_beyond_the_paper_is_the_best_candidate():
     """By the rule that the page states: with one seed the best four, with three of these the best that is one term."""
-    lines = (ROOT / "docs" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
-    records = recomputed.Records(lines)
+    records = recomputed.Records(RUNS.read_text(encoding="utf-8").splitlines())
 
     def best(names, seeds):
         found = {}
@@ -207,7 +211,7 @@ def test_the_term_beyond_the_paper_is_the_best_candidate():
 
 
 def test_what_is_said_of_the_term_follows_from_the_records():
-    records = recomputed.Records((ROOT / "docs" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines())
+    records = recomputed.Records(RUNS.read_text(encoding="utf-8").splitlines())
     said = " ".join((ROOT / "docs" / "models.md").read_text(encoding="utf-8").split())
     for quantity, pattern in (
         ("MRV", r"MRV was (.+?) and (.+?) times that"),
@@ -221,12 +225,23 @@ def test_what_is_said_of_the_term_follows_from_the_records():
             recomputed.check_difference(words, own, others, is_ratio=quantity == "MRV")
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="nothing has been trained")
+def test_the_shipped_records_are_those_of_all_trainings(monkeypatch):
+    """None is missing, and none is of settings that are trained no more."""
+    monkeypatch.chdir(ROOT)
+    keys = {trial.key() for part in objectives.PARTS for trial in objectives.trials(part)}
+    assert keys == {json.loads(line)["key"] for line in RUNS.read_text(encoding="utf-8").splitlines()}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_shipped_figures_are_drawn_from_the_shipped_records(name):
+    with Image.open(RUNS.with_name(name)) as figure:
+        assert figure.text["sha256 of runs.jsonl"] == hashlib.sha256(RUNS.read_bytes()).hexdigest()
+
+
 def test_the_shipped_page_says_what_the_shipped_records_say(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = PAGE.read_text(encoding="utf-8")
-    lines = (ROOT / "docs" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
-    records = recomputed.Records(lines)
+    records = recomputed.Records(RUNS.read_text(encoding="utf-8").splitlines())
     recomputed.objectives(text, records, plan.BUDGETS["equal CPU time"])
     for part in (
         recomputed.ablations,
@@ -234,17 +249,54 @@ def test_the_shipped_page_says_what_the_shipped_records_say(monkeypatch):
         recomputed.mechanisms,
         recomputed.candidates,
         recomputed.tuning,
+        recomputed.run,
     ):
         part(text, records)
     recomputed.beyond(text, records, plan.BEYOND)
-    assert text == page(Results(ROOT / "docs" / "results" / "runs.jsonl"))
+    took = json.loads(RUNS.with_name("reduced.json").read_text(encoding="utf-8"))
+    minutes, at_a_time, cores = re.search(
+        r"took \*\*(\d+) minutes\*\*, (\d) at a time, on (\d+) cores", text.replace("\n", " ")
+    ).groups()
+    assert (int(minutes), int(at_a_time), int(cores)) == (round(took["seconds"] / 60), took["jobs"], took["cores"])
+    assert (took["trainings"], took["cores"], took["seconds"] < 45 * 60) == (3 * 2 * 2, 2, True)
+    assert text == page(Results(RUNS))
 
 
 def test_figures(folder_of_made_up, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     draw(Results(folder_of_made_up / "runs.jsonl"), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"objectives.png", "mechanisms.png", "ablations.png"}
+    assert {path.name for path in tmp_path.iterdir()} == set(FIGURES)
     assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
+
+
+def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, monkeypatch, capsys):
+    """Of trainings that are there already nothing is said."""
+    monkeypatch.chdir(ROOT)
+    there = Results(folder_of_made_up / "runs.jsonl")
+
+    def made_up_run(trials, results, folder, jobs):
+        new = [there.of(trial) for trial in trials if results.of(trial) is None]
+        for record in new:
+            results.add(record)
+        return new
+
+    monkeypatch.setattr(objectives, "run", made_up_run)
+    arguments = ["--reduced", "--jobs", "3", "--results", str(tmp_path)]
+    objectives.main(arguments)
+    assert capsys.readouterr().out.count("| 1-to-K | one random language | English pivot |") == 2
+    took = json.loads((tmp_path / "reduced.json").read_text(encoding="utf-8"))
+    assert (took["trainings"], took["jobs"], took["seconds"]) == (3 * 2 * 2, 3, 0)
+    records = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {(record["objective"], record["split"], record["seed"]) for record in records} == {
+        (objective, split, seed)
+        for objective in ("one_to_k", "one_to_one", "english_pivot")
+        for split in ("composition", "family")
+        for seed in (0, 1)
+    }
+    assert took["cpu_seconds"] == pytest.approx(sum(record["cost"]["cpu_seconds"] for record in records), abs=0.51)
+    (tmp_path / "reduced.json").unlink()
+    objectives.main(arguments)
+    assert not (tmp_path / "reduced.json").exists()
 
 
 def test_a_page_of_nothing(tmp_path, monkeypatch):

@@ -293,6 +293,7 @@ def test_recall_of_given_ranks():
     ("ranks", "k", "message"),
     [
         (torch.tensor([1]), 0, "k is 0"),
+        (torch.tensor([1]), 1.5, "k is 1.5: recall@k needs a whole k"),
         (torch.tensor([], dtype=torch.int64), 1, "at least one query"),
         (torch.tensor([[1]]), 1, "at least one query"),
         (torch.tensor([3, 0]), 1, "ranks start at 1, but 0"),

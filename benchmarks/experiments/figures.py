@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.experiments import ablations, plan
 from benchmarks.experiments.gradients import PARTS
@@ -22,7 +23,9 @@ from benchmarks.experiments.quantities import Interval, Record, average
 from benchmarks.experiments.running import Results
 from benchmarks.experiments.tables import NAMES, named, records_of
 from benchmarks.experiments.trial import SPLITS
+from ccr_lightning.files import sha256_of
 
+RECORDS = "sha256 of runs.jsonl"
 _COLOURS = {"one_to_k": "tab:blue", "one_to_one": "tab:orange", "english_pivot": "tab:green"}
 _BEYOND = {"one_to_k, text to text": "tab:red"}
 _VARIED = {  # title of a table of ablations, and what stands below its axis
@@ -35,32 +38,35 @@ _MARKERS = {"one_to_one, equal text tokens": "s", "one_to_one, equal CPU time": 
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Write those figures whose trainings are there."""
+    """Write those figures whose trainings are there; each says of which records it is."""
+    digest = sha256_of(results.path) if results.found else ""
     found = {
         (split, row.name): records
         for split in SPLITS
-        for row in (*plan.at_budgets(split), *plan.beyond(split)[1:])
+        for row in (*plan.at_budgets(split), plan.beyond(split, plan.SEEDS)[1])
         if (records := records_of(row, results))
     }
     if found:
-        _save(objectives(found), folder / "objectives.png")
+        _save(objectives(found), folder / "objectives.png", digest)
     rows = {row.name: records_of(row, results) for row in plan.mechanisms()}
     if all(rows.values()):
-        _save(mechanisms(rows), folder / "mechanisms.png")
+        _save(mechanisms(rows), folder / "mechanisms.png", digest)
     varied = {
         title: [(row.name, records) for row in ablations.ablations()[title] if (records := records_of(row, results))]
         for title in _VARIED
     }
     if all(varied.values()):
-        _save(varied_settings(varied), folder / "ablations.png")
+        _save(varied_settings(varied), folder / "ablations.png", digest)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """As a PNG of few colours, which is small."""
+def _save(figure: Figure, path: Path, digest: str) -> None:
+    """As a PNG of few colours, which is small, with the sha256 of the records."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = BytesIO()
     figure.savefig(buffer, dpi=130)
-    Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)
+    said = PngInfo()
+    said.add_text(RECORDS, digest)
+    Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True, pnginfo=said)
 
 
 def objectives(found: Mapping[tuple[str, str], Sequence[Record]]) -> Figure:

@@ -178,14 +178,14 @@ def recall_at_k(ranks: Tensor, k: int) -> Tensor:
         Scalar in [0, 1], float64.
 
     Raises:
-        CCRError: If there are no ranks, if one of them is below 1, or if k is.
+        CCRError: If there are no ranks, if one of them is below 1, or if k is below 1 or not whole.
 
     Example:
         >>> recall_at_k(torch.tensor([1, 7, 3, 2]), k=3)
         tensor(0.7500, dtype=torch.float64)
     """
-    if k < 1:
-        raise CCRError(f"k is {k}: recall@k needs a k of at least 1.")
+    if k < 1 or k != int(k):
+        raise CCRError(f"k is {k}: recall@k needs a whole k of at least 1.")
     if ranks.ndim != 1 or not len(ranks):
         raise CCRError(f"ranks has shape {tuple(ranks.shape)}: pass (Q,), with at least one query.")
     if not (ranks >= 1).all():

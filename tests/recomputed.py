@@ -235,7 +235,7 @@ def _check_conclusions(text: str, verdicts: Table, words: list[tuple[str, str]])
     _, _, rest = text.partition("1-to-K against\n\n")
     listed = [line.removeprefix("- ") for line in rest.splitlines()[: len(expected)]]
     for line in listed:
-        other, _, said = line.partition(": ")
+        other, said = re.fullmatch(r"\*\*(.+?)\*\*: (.+)", line).groups()
         for split, of_split in re.findall(r"`(\w+)` (.+?)\.(?: |$)", said):
             found = expected[other].pop(split)
             for part in of_split.split("; "):

@@ -80,7 +80,7 @@ def in_short(found: dict[tuple[str, str], Comparisons]) -> dict[str, Any]:
         words.setdefault(other, []).append(f"`{split}` {said_of_split}")
     counted = Counter(word for by_quantity in verdicts.values() for word in by_quantity.values())
     return {
-        "conclusions": [f"{other}: {'. '.join(by_split)}." for other, by_split in words.items()],
+        "conclusions": [f"**{other}**: {'. '.join(by_split)}." for other, by_split in words.items()],
         "verdicts": table(
             ["1-to-K against", "split", *(f"{name} is {claim}" for name, claim in CLAIMS.items())], lines
         ),

@@ -279,7 +279,7 @@ def check_differences(rows: Iterable[tuple[Any, ...]]) -> list[tuple[float, floa
 
 def _setting(title: str, name: str) -> dict[str, Any]:
     """What a row of an ablation should have been trained with, over its objective."""
-    if title == "length of training":
+    if title in ("length of training", EQUAL_TIME):
         return {"epochs": int(re.fullmatch(r"(\d+) epochs", name)[1])}
     if title == "languages per step":
         k = int(name.removeprefix("K = "))
@@ -316,8 +316,16 @@ BASES = {  # of tables that are of 1-to-K alone
     "weight of text to image": "1",
     "batch size": "128",
 }
+EQUAL_TIME = "length at equal CPU time"
 ABLATIONS = (
-    *("length of training", "languages per step", "losses", "temperature at the start", "weight of text to image"),
+    *(
+        "length of training",
+        EQUAL_TIME,
+        "languages per step",
+        "losses",
+        "temperature at the start",
+        "weight of text to image",
+    ),
     *("batch size", "missing captions", "rare languages", "unseen languages", "swapped captions"),
 )
 
@@ -339,6 +347,8 @@ def ablations(text: str, records: Records) -> int:
         for name, *cells in table.rows:
             _, comma, change = name.partition(",")
             base = BASES.get(title, f"1-to-K{comma}{change}")
+            if title == EQUAL_TIME and name.startswith("one random"):
+                base = f"1-to-K, {_setting(title, change.strip())['epochs'] // 2} epochs"
             for cell, quantity in zip(cells[-n:], differing, strict=True):
                 assert (cell == "–") == (name == base)
                 if name != base:

@@ -107,9 +107,14 @@ def test_the_page_says_what_the_records_say(text_and_records):
     assert recomputed.objectives(*text_and_records, plan.BUDGETS["equal CPU time"]) == (2 * 5 * 20, 2 * 4 * 4)
     assert (
         recomputed.ablations(*text_and_records)
-        == 8 * (12 + 5 + 4 + 3 + 2 + 4 + 9 + 6 + 6 + 9) + 6 + 6 + 2 * (8 + 4 + 3 + 2 + 1 + 3 + 6 + 4 + 4 + 6) + 4 + 4
+        == 8 * (12 + 6 + 5 + 4 + 3 + 2 + 4 + 9 + 6 + 6 + 9)
+        + 6
+        + 6
+        + 2 * (8 + 3 + 4 + 3 + 2 + 1 + 3 + 6 + 4 + 4 + 6)
+        + 4
+        + 4
     )
-    assert recomputed.in_words(*text_and_records) == 2 * (4 + 3 + 2 + 1 + 3 + 5 * 2)
+    assert recomputed.in_words(*text_and_records) == 2 * (4 + 3 + 2 + 1 + 3 + 5 * 2 + 1)
     assert recomputed.mechanisms(*text_and_records) == 3 * 4 * 2 + 6 * 4 * 2 + 2 + 8
     assert recomputed.candidates(*text_and_records) == (14 + 5) * 5
     assert recomputed.beyond(*text_and_records, plan.BEYOND) == 2 * 2 * 17 + 2 * 2 * 4
@@ -236,6 +241,25 @@ def test_the_shipped_records_are_those_of_all_trainings(monkeypatch):
 def test_shipped_figures_are_drawn_from_the_shipped_records(name):
     with Image.open(RUNS.with_name(name)) as figure:
         assert figure.text["sha256 of runs.jsonl"] == hashlib.sha256(RUNS.read_bytes()).hexdigest()
+
+
+def test_the_readme_says_what_the_page_says():
+    """Its table of the objectives, the counts of verdicts, and the minutes of the reduced version."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    of_page = PAGE.read_text(encoding="utf-8")
+    (shown,) = [table for table in recomputed.tables(readme) if table.head[1:2] == ["`composition`: R@1"]]
+    cells = {}
+    for split in ("composition", "family"):
+        (table,) = [one for one in recomputed.tables(of_page) if one.title == f"The objectives, `{split}` split"]
+        for quantity, *of in table.rows:
+            cells |= {(name, split, quantity): cell for name, cell in zip(table.head[1:], of, strict=True)}
+    assert [name for name, *_ in shown.rows] == table.head[1:]
+    for name, *of in shown.rows:
+        assert of == [cells[name, split, of] for split in ("composition", "family") for of in ("R@1", "MRV")]
+    said = r"Of (\d+) comparisons \W*(\d+) confirm .+?, (\d+) say the opposite, and (\d+)\s+decide nothing"
+    counts = [re.search(said, text, re.DOTALL).groups() for text in (readme, of_page)]
+    assert counts[0] == counts[1]
+    assert re.search(r"in (\d+) minutes on 2 cores", readme)[1] == re.search(r"took \*\*(\d+) minutes", of_page)[1]
 
 
 def test_the_shipped_page_says_what_the_shipped_records_say(monkeypatch):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.experiments.plan import ABLATION_SEEDS, EPOCHS, LANGUAGES_PER_STEP, Row, objectives, trained
 from benchmarks.experiments.trial import OBJECTIVES, Trial
 from ccr_lightning.data.sources.openmoji import LANGUAGES
 
-LENGTHS = (5, EPOCHS, 20, 40)
+LENGTHS = (5, EPOCHS, 20, 40)  # each double: about what one random language trains in the time of 1-to-K
 UNSEEN = ("ar", "pt")  # the script of another language in training, and close relatives
 RARE = {"ar": 0.1, "fa": 0.1, "id": 0.1, "ko": 0.1, "it": 0.5, "pt": 0.5, "ru": 0.5, "tr": 0.5}
 
@@ -28,6 +29,12 @@ def _rows(values: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         Row(name, [replace(trial, options={**trial.options, **options}) for trial in plain], base) if options else base
         for name, options in values.items()
     ]
+
+
+def _of_length(objective: str, count: int) -> Row:
+    return Row(
+        f"{objective}, {count} epochs", [trained(objective, "composition", seed, count) for seed in ABLATION_SEEDS]
+    )
 
 
 def _of_each(name: str, change: Callable[[Trial], Trial]) -> list[Row]:
@@ -68,15 +75,12 @@ def ablations() -> dict[str, list[Row]]:
 
     return {
         "length of training": [
+            row for count in LENGTHS for row in _against_first(_of_length(objective, count) for objective in OBJECTIVES)
+        ],
+        "length at equal CPU time": [
             row
-            for count in LENGTHS
-            for row in _against_first(
-                Row(
-                    f"{objective}, {count} epochs",
-                    [trained(objective, "composition", seed, count) for seed in ABLATION_SEEDS],
-                )
-                for objective in OBJECTIVES
-            )
+            for count, double in pairwise(LENGTHS)
+            for row in _against_first([_of_length("one_to_k", count), _of_length("one_to_one", double)])
         ],
         "languages per step": _rows({f"K = {k}": {per_step: k} if k != 4 else {} for k in (1, 2, 4, 8, 14)}),
         "losses": _rows(

@@ -26,7 +26,7 @@ def _ablation(title: str, rows: Sequence[Row], results: Results) -> str:
     columns, differing = (*also, *OF_ALL), (*also, *COMPARED)
     kinds = ("quotient" if QUANTITIES[of].is_ratio else "difference" for of in differing)
     return table(
-        [title, *columns, *(f"{of}, {kind}" for of, kind in zip(differing, kinds, strict=True))],
+        ["setting", *columns, *(f"{of}, {kind}" for of, kind in zip(differing, kinds, strict=True))],
         [
             [
                 named(row.name),

@@ -166,8 +166,8 @@ def check_cell(cell: str, numbers: list[float], column: str) -> None:
     scaled = np.log(numbers) if is_ratio else np.array(numbers)
     expected = [np.mean(scaled)]
     if len(numbers) > 1 and column not in COSTS:
-        low, high = stats.t.interval(0.95, len(numbers) - 1, np.mean(scaled), stats.sem(scaled))
-        expected += [low, high] if is_ratio else [(high - low) / 2]
+        half = stats.t.ppf(0.975, len(numbers) - 1) * stats.sem(scaled)
+        expected += [expected[0] - half, expected[0] + half] if is_ratio else [half]
     assert shown == pytest.approx(np.exp(expected) if is_ratio else expected, abs=rounding), (cell, column)
 
 

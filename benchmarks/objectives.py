@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.experiments import ablations, plan
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.page import REDUCED, page
-from benchmarks.experiments.running import Results, run
+from benchmarks.experiments.running import Results, commit, run
 from benchmarks.experiments.tables import SCORES, table_of
 from benchmarks.experiments.trial import SPLITS, Trial
 from benchmarks.measure import machine, one_or_more
@@ -52,13 +52,15 @@ def reduced(results: Results, folder: Path, jobs: int) -> None:
     """Train the objectives with two seeds at equal images, say how long it took, and print a table for each split."""
     rows = {split: plan.objectives(split, REDUCED_SEEDS) for split in SPLITS}
     start = time.monotonic()
-    records = run([trial for of in rows.values() for row in of for trial in row.trials], results, folder, jobs)
-    if records:
+    trials = [trial for of in rows.values() for row in of for trial in row.trials]
+    records = run(trials, results, folder, jobs)
+    if len(records) == len(trials):
         took = {
             "trainings": len(records),
             "seconds": round(time.monotonic() - start),
             "cpu_seconds": round(sum(record["cost"]["cpu_seconds"] for record in records)),
             "jobs": jobs,
+            "commit": commit(),
             "cores": len(os.sched_getaffinity(0)),
             "processor": machine()["processor"],
         }

@@ -221,6 +221,14 @@ def objectives(text: str, records: Records, time: int) -> tuple[int, int]:
         f"{counted['**no, the opposite**']} say the opposite, and {counted['undecided']} decide nothing**"
     )
     assert says in " ".join(text.split())
+    of_paper = Counter(
+        word for (_, word), (*_, quantity) in zip(words, compared, strict=True) if quantity in ("R@1", "MRV")
+    )
+    says = (
+        f"of the {of_paper.total()} comparisons of R@1 and MRV it is "
+        f"{of_paper['**yes**']}, {of_paper['**no, the opposite**']} and {of_paper['undecided']}."
+    )
+    assert says in " ".join(text.split())
     _check_conclusions(text, verdicts, words)
     return checked, len(compared)
 
@@ -417,8 +425,10 @@ def mechanisms(text: str, records: Records) -> int:
                         np.mean(numbers), abs=0.51 if table.head[1] == "part" else 0.051
                     )
                     checked += 1
-    (table,) = [table for table in tables(text) if table.head[:3] == ["measured", "with", "against 1-to-K"]]
-    for of, other, word, said in table.rows:
+    (table,) = [table for table in tables(text) if table.head[:3] == ["measured", "with", "the paper says"]]
+    for of, other, predicted, word, said in table.rows:
+        is_of_paper = of.startswith("lead" if other == "English pivot" else "angle")
+        assert predicted == ("higher" if is_of_paper else "–")
         if of == "lead of English in R@1, points":
             last = [
                 [english_and_others(record["by_language"][-1]["recall@1"]) for record in watched(name)]
@@ -491,7 +501,7 @@ def beyond(text: str, records: Records, term: dict[str, float]) -> int:
     assert shown_most == pytest.approx(min(1, max(2 * least, most)), rel=0.06)
     for _, p, value, word in tests:
         assert word == ("undecided" if p >= 0.05 else "higher" if value > 0 else "lower")
-    before = re.search(r"\(MRV (× .+?\])\)", " ".join(text.split()))[1]
+    before = re.search(r"These alone gave MRV (× .+?\])", " ".join(text.split()))[1]
     own, others = (
         values(of(name, "composition", {"composition": new["family"]}), "MRV")
         for name in ("1-to-K, text to text", "1-to-K")
@@ -517,6 +527,14 @@ def tuning(text: str, records: Records) -> int:
             for rate, cell in zip(table.head[1:], cells, strict=True):
                 for split, shown in zip(("composition", "family"), cell.split(", "), strict=True):
                     check(name, rate, split, [1000], epochs, shown)
+    edges = [
+        f"{epochs} epochs on `{split}`"
+        for epochs in (20, 40)
+        for split in ("composition", "family")
+        if records.best_rate("one_to_one", split, epochs) == 3e-3
+    ]
+    said = re.search(r"The highest rate of these was the best one for (.+?):", " ".join(text.split()))
+    assert (said[1].split(" and ") if said else []) == edges
     for name, rate, *cells in finalists.rows:
         for split, shown in zip(finalists.head[2:], cells, strict=True):
             check(name, rate, split, [1000, 1001, 1002], 10, shown)
@@ -539,9 +557,42 @@ def run(text: str, records: Records) -> int:
         expected = [f"{value} ({count})" if len(counted) > 1 else value for value, count in sorted(counted.items())]
         assert shown[name] == ", ".join(expected)
     hours = sum(record["cost"]["cpu_seconds"] for record in every) / 3600
+    term = {"model.text_to_text_weight": 0.5}
+    of_seeds = {
+        "objectives": {"objective": "english_pivot", "scored": "test"},
+        "ablations and mechanisms": {"degraded": {"swapped": 0.3}},
+        "the term beyond the paper on composition": {"options": term, "split": "composition"},
+        "the term beyond the paper on family": {"options": term, "split": "family"},
+        "tuning and choice of terms": {"scored": "val"},
+    }
+    said = {name: ends for name, *ends in re.findall(r"(\w[^;]+) (\d+) to (\d+)", shown["seeds"])}
+    assert said.keys() == of_seeds.keys()
+    for name, wanted in of_seeds.items():
+        found = {record["seed"] for record in every if _is_of(record, wanted)}
+        first, last = map(int, said[name])
+        assert found == set(range(first, last + 1))
+    if took := re.search(r"all (\d+) take about ([\d.]+) hours", text):
+        minutes = re.search(r"took \*\*(\d+) minutes\*\*", text)[1]
+        of_reduced = [
+            record["cost"]["cpu_seconds"]
+            for name in OBJECTIVES.values()
+            for split in ("composition", "family")
+            for record in records.of(name, split, [0, 1])
+        ]
+        assert (int(took[1]), float(took[2])) == (
+            len(every),
+            pytest.approx(hours * 60 * int(minutes) / sum(of_reduced), rel=0.12),
+        )
     trainings, cpu_hours = re.search(r"The (\d+) trainings took ([\d.]+) CPU hours", text).groups()
     assert (int(trainings), float(cpu_hours)) == (len(every), pytest.approx(hours, abs=0.051))
     return len(facts)
+
+
+def _is_of(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(
+        value.items() <= record[key].items() if isinstance(value, dict) else record[key] == value
+        for key, value in wanted.items()
+    )
 
 
 def _is_number(text: str) -> bool:

@@ -11,7 +11,7 @@ import recomputed
 from PIL import Image
 
 from benchmarks import objectives
-from benchmarks.experiments import plan
+from benchmarks.experiments import figures, plan
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.page import page
 from benchmarks.experiments.running import Results
@@ -22,6 +22,7 @@ PARTS = ("image encoder", "text encoder")
 PAGE = ROOT / "docs" / "results.md"
 RUNS = ROOT / "docs" / "results" / "runs.jsonl"
 FIGURES = ("objectives.png", "mechanisms.png", "ablations.png")
+COUNTS = r"Of (\d+) comparisons (?:\([^)]+\) )?\W*(\d+) confirm .+?, (\d+) say the opposite, and (\d+) decide nothing"
 VERDICTS = ("**yes**", "**no, the opposite**", "undecided")
 
 EFFECTS = {  # on recall: for the claim on one split, against it or not at all on the other
@@ -114,17 +115,19 @@ def test_the_page_says_what_the_records_say(text_and_records):
         + 4
         + 4
     )
-    assert recomputed.in_words(*text_and_records) == 2 * (4 + 3 + 2 + 1 + 3 + 5 * 2 + 1)
+    assert recomputed.in_words(*text_and_records) == 2 * (4 + 3 + 2 + 1 + 3 + 5 * 2 + 3)
     assert recomputed.mechanisms(*text_and_records) == 3 * 4 * 2 + 6 * 4 * 2 + 2 + 8
     assert recomputed.candidates(*text_and_records) == (14 + 5) * 5
-    assert recomputed.beyond(*text_and_records, plan.BEYOND) == 2 * 2 * 17 + 2 * 2 * 4
+    assert recomputed.beyond(*text_and_records, plan.BEYOND) == 2 * 2 * 17 + 2 * 2 * 5
     assert recomputed.tuning(*text_and_records) == 2 * 3 * 5 + 2 * 2 * 3 + 6 * 2
     assert recomputed.run(*text_and_records) == 7
     assert "not run" not in text_and_records[0]
     assert all(f"| {word}: " in text_and_records[0] for word in VERDICTS)
 
 
-@pytest.mark.parametrize("part", ["objectives", "ablations", "mechanisms", "candidates", "beyond", "tuning"])
+@pytest.mark.parametrize(
+    "part", ["objectives", "ablations", "in_words", "mechanisms", "candidates", "beyond", "tuning", "run"]
+)
 def test_a_number_that_is_changed_is_found(text_and_records, part):
     """The checks above can fail."""
     text, records = text_and_records
@@ -132,14 +135,16 @@ def test_a_number_that_is_changed_is_found(text_and_records, part):
     title = {
         "objectives": "**The objectives, `family` split**",
         "ablations": "**batch size**",
+        "in_words": "| varied | with |",
+        "run": " trainings took",
         "mechanisms": "and the mean of the other languages, in the course\nof training:",
         "candidates": "| term, weight |",
         "beyond": "**With and without the term, `family` split, 15 seeds**",
-        "tuning": "the same trials for each objective.",
+        "tuning": "as many trainings of each objective.",
     }[part]
     before, found, table = text.partition(title)
     assert found
-    number = re.search(r"\d+\.\d(?= ±|,| /| \|)", table)
+    number = re.search(r"\d+\.\d(?= ±|,| /| \||\d* \[| CPU hours)", table)
     changed = table[: number.start()] + str(float(number[0]) + 1.5) + table[number.end() :]
     with pytest.raises(AssertionError):
         getattr(recomputed, part)(before + title + changed, records, *more)
@@ -222,6 +227,7 @@ def test_what_is_said_of_the_term_follows_from_the_records():
         ("MRV", r"MRV was (.+?) times that of .+? and (.+?) times on"),
         ("mean recall", r"mean recall (.+?) and (.+?) points"),
         ("R@1", r"R@1 (.+?) and (.+?) points"),
+        ("R@5", r"R@5 (.+?) and (.+?) points"),
     ):
         for split, seeds, words in zip(
             ("composition", "family"), (range(15, 35), range(5, 15)), re.search(pattern, said).groups(), strict=True
@@ -259,8 +265,7 @@ def test_the_readme_says_what_the_page_says():
     assert [name for name, *_ in shown.rows] == table.head[1:]
     for name, *of in shown.rows:
         assert of == [cells[name, split, of] for split in ("composition", "family") for of in ("R@1", "MRV")]
-    said = r"Of (\d+) comparisons \W*(\d+) confirm .+?, (\d+) say the opposite, and (\d+)\s+decide nothing"
-    counts = [re.search(said, text, re.DOTALL).groups() for text in (readme, of_page)]
+    counts = [re.search(COUNTS, " ".join(text.split())).groups() for text in (readme, of_page)]
     assert counts[0] == counts[1]
     assert re.search(r"in (\d+) minutes on 2 cores", readme)[1] == re.search(r"took \*\*(\d+) minutes", of_page)[1]
 
@@ -296,8 +301,22 @@ def test_figures(folder_of_made_up, tmp_path, monkeypatch):
     assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
 
 
+def test_figures_show_all_that_they_are_of(folder_of_made_up, monkeypatch):
+    """A point with error bars for each setting, and a line for each language, angle or objective."""
+    monkeypatch.chdir(ROOT)
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path, digest: drawn.append(figure))
+    draw(Results(folder_of_made_up / "runs.jsonl"), folder_of_made_up)
+    by_budget, watched, varied = drawn
+    assert [len(axes.containers) for axes in by_budget.axes] == [6, 6]
+    assert [len(axes.lines) for axes in watched.axes] == [14, 14, 14, 6, 6]  # 13 languages and the diagonal
+    assert [[len(of[0].get_xdata()) for of in axes.containers] for axes in varied.axes] == 2 * [
+        [4, 4, 4], [5], [3, 3, 3], [3, 3, 3],
+    ]  # fmt: skip
+
+
 def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, monkeypatch, capsys):
-    """Of trainings that are there already nothing is said."""
+    """Where some of the trainings are there already nothing is said."""
     monkeypatch.chdir(ROOT)
     there = Results(folder_of_made_up / "runs.jsonl")
 
@@ -322,8 +341,10 @@ def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, 
     }
     assert took["cpu_seconds"] == pytest.approx(sum(record["cost"]["cpu_seconds"] for record in records), abs=0.51)
     (tmp_path / "reduced.json").unlink()
-    objectives.main(arguments)
-    assert not (tmp_path / "reduced.json").exists()
+    for left in (0, 4):
+        (tmp_path / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records[left:]))
+        objectives.main(arguments)
+        assert not (tmp_path / "reduced.json").exists()
 
 
 def test_a_page_of_nothing(tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from benchmarks.experiments.plan import ABLATION_SEEDS, EPOCHS, LANGUAGES_PER_ST
 from benchmarks.experiments.trial import OBJECTIVES, Trial
 from ccr_lightning.data.sources.openmoji import LANGUAGES
 
-LENGTHS = (5, EPOCHS, 20, 40)  # each double: about what one random language trains in the time of 1-to-K
+LENGTHS = (5, EPOCHS, 20, 40)  # each twice the one before, as long as one random language trains in the same time
+EQUAL_TIME = "length at equal CPU time"
 UNSEEN = ("ar", "pt")  # the script of another language in training, and close relatives
 RARE = {"ar": 0.1, "fa": 0.1, "id": 0.1, "ko": 0.1, "it": 0.5, "pt": 0.5, "ru": 0.5, "tr": 0.5}
 
@@ -77,12 +78,14 @@ def ablations() -> dict[str, list[Row]]:
         "length of training": [
             row for count in LENGTHS for row in _against_first(_of_length(objective, count) for objective in OBJECTIVES)
         ],
-        "length at equal CPU time": [
+        EQUAL_TIME: [
             row
             for count, double in pairwise(LENGTHS)
             for row in _against_first([_of_length("one_to_k", count), _of_length("one_to_one", double)])
         ],
-        "languages per step": _rows({f"K = {k}": {per_step: k} if k != 4 else {} for k in (1, 2, 4, 8, 14)}),
+        "languages per step": _rows(
+            {f"K = {k}": {per_step: k} if k != LANGUAGES_PER_STEP else {} for k in (1, 2, 4, 8, 14)}
+        ),
         "losses": _rows(
             {
                 "contrastive": {},

@@ -22,7 +22,8 @@ class Meter(Callback):
 
     CPU seconds of this process, and wall seconds, are those of training steps and of loading their batches, without
     validations and what other callbacks measure; tokens are those that the text encoder read in steps, those of
-    masked-LM included. It has to be the last of the callbacks.
+    masked-LM included, and the two of the empty text that stands for a missing caption. It has to be the last of the
+    callbacks.
     """
 
     def __init__(self) -> None:

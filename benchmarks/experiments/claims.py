@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.experiments import plan
@@ -16,6 +17,7 @@ from benchmarks.experiments.trial import SPLITS
 ERROR = 0.05  # of all comparisons together
 YES, NO = "**yes**", "**no, the opposite**"
 IN_WORDS = {YES: "confirmed", NO: "**the opposite**", UNDECIDED: "undecided"}
+OF_THE_PAPER = ("R@1", "MRV")
 CLAIMS = {"R@1": "higher", "MRV": "lower", "worst language": "higher", "gap to English": "lower"}
 Comparisons = dict[str, tuple[Difference, float]]  # by quantity, with p after Holm
 
@@ -78,13 +80,22 @@ def in_short(found: dict[tuple[str, str], Comparisons]) -> dict[str, Any]:
         }
         said_of_split = "; ".join(f"{word}: {', '.join(names)}" for word, names in of_word.items() if names)
         words.setdefault(other, []).append(f"`{split}` {said_of_split}")
-    counted = Counter(word for by_quantity in verdicts.values() for word in by_quantity.values())
     return {
         "conclusions": [f"**{other}**: {'. '.join(by_split)}." for other, by_split in words.items()],
         "verdicts": table(
             ["1-to-K against", "split", *(f"{name} is {claim}" for name, claim in CLAIMS.items())], lines
         ),
-        "counts": {
-            "all": counted.total(), "yes": counted[YES], "no": counted[NO], "undecided": counted[UNDECIDED],
-        },
-    }  # fmt: skip
+        "counts": _counts(verdicts, CLAIMS),
+        "counts_of_paper": _counts(verdicts, OF_THE_PAPER),
+    }
+
+
+def _counts(verdicts: Mapping[Any, Mapping[str, str]], quantities: Iterable[str]) -> dict[str, int]:
+    """How many verdicts of some quantities there are, and of each kind."""
+    counted = Counter(of[quantity] for of in verdicts.values() for quantity in quantities)
+    return {
+        "all": counted.total(),
+        "yes": counted[YES],
+        "no": counted[NO],
+        "undecided": counted[UNDECIDED],
+    }

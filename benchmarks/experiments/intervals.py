@@ -59,7 +59,7 @@ def difference(own: Mapping[int, float], other: Mapping[int, float]) -> Differen
     shared = sorted(own.keys() & other.keys())
     of = mean([own[seed] - other[seed] for seed in shared])
     if not of.half > 0:
-        return Difference(*of, math.nan if len(shared) < 2 or of.value == 0 else 0.0)
+        return Difference(*of, math.nan if len(shared) < 2 else float(of.value == 0))
     statistic = of.value / (of.half / stats.t.ppf(0.975, len(shared) - 1))
     return Difference(*of, float(2 * stats.t.sf(abs(statistic), len(shared) - 1)))
 
@@ -67,12 +67,17 @@ def difference(own: Mapping[int, float], other: Mapping[int, float]) -> Differen
 def holm(ps: Sequence[float]) -> list[float]:
     """Adjust the p of several tests by Holm's method, so that all of them together err in 5 % of the cases.
 
+    NaN is no test, and stays.
+
     Example:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
         [0.03, 0.06, 0.06]
+        >>> holm([float("nan"), 0.01])
+        [nan, 0.01]
     """
     adjusted, highest = [math.nan] * len(ps), 0.0
-    for place, number in enumerate(sorted(range(len(ps)), key=lambda number: ps[number])):
-        highest = max(highest, min(1.0, (len(ps) - place) * ps[number]))
+    tests = sorted((number for number, p in enumerate(ps) if not math.isnan(p)), key=lambda number: ps[number])
+    for place, number in enumerate(tests):
+        highest = max(highest, min(1.0, (len(tests) - place) * ps[number]))
         adjusted[number] = highest
     return adjusted

@@ -10,9 +10,10 @@ from benchmarks.experiments.gradients import PARTS
 from benchmarks.experiments.intervals import difference
 from benchmarks.experiments.quantities import Record, said
 from benchmarks.experiments.running import Results
-from benchmarks.experiments.tables import NAMES, in_words, records_of, table
+from benchmarks.experiments.tables import HIGHER, NAMES, SAME, in_words, records_of, table
 from benchmarks.experiments.trial import OBJECTIVES
 
+_SAID_OF = {"one_to_one": "angle", "english_pivot": "lead"}  # beginnings of what the paper says is higher
 ANGLES = ("of a step", "of the expectation")
 
 
@@ -59,7 +60,7 @@ def mechanisms(results: Results) -> dict[str, str] | None:
                 for name in OBJECTIVES
             ],
         ),
-        "in_words": table(["measured", "with", "against 1-to-K", "difference"], _against(rows)),
+        "in_words": table(["measured", "with", "the paper says", "against 1-to-K", "difference"], _against(rows)),
     }
 
 
@@ -85,4 +86,7 @@ def _against(rows: Mapping[str, Sequence[Record]]) -> list[list[str]]:
                     {record["seed"]: angle(record, name, part, which) for record in rows[own]} for name in (other, own)
                 )
                 lines.append([f"angle {which}, {part}, degrees", other, difference(*of_seed)])
-    return [[of, NAMES[other], in_words(found), said(found, "R@1")] for of, other, found in lines]
+    return [
+        [of, NAMES[other], HIGHER if of.startswith(_SAID_OF[other]) else SAME, in_words(found), said(found, "R@1")]
+        for of, other, found in lines
+    ]

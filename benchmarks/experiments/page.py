@@ -76,17 +76,20 @@ def _run(results: Results) -> dict[str, Any]:
         described[name] = counted(record["versions"][name] for record in records)
     described["commits"] = counted(record["commit"] for record in records)
     described["seeds"] = "; ".join(
-        f"{of} {', '.join(map(str, seeds))}"
+        f"{of} {seeds[0]} to {seeds[-1]}"
         for of, seeds in (
-            ("objectives", plan.SEEDS), ("ablations and mechanisms", plan.ABLATION_SEEDS),
-            ("tuning", plan.TUNING_SEEDS),
+            ("objectives", plan.SEEDS),
+            ("ablations and mechanisms", plan.ABLATION_SEEDS),
+            *((f"the term beyond the paper on {split}", seeds) for split, seeds in plan.BEYOND_SEEDS.items()),
+            ("tuning and choice of terms", plan.TUNING_SEEDS),
         )
-    )  # fmt: skip
+    )
     settings = plan.trained("one_to_k", SPLITS[0], 0).settings(results.more)
     return {
         "trainings": len(records),
         "hours": f"{_cpu_seconds(records) / 3600:.1f}",
         "reduced": _reduced(results),
+        "renamed": sorted({record["commit"] for record in records if "wall_seconds" not in record["cost"]}),
         "described": described,
         "parameters": f"{_parameters(settings['model']['retriever']['init_args']) / 1e6:.1f}",
         "batch_size": settings["data"]["batch_size"],

@@ -55,7 +55,7 @@ def _of_languages(languages: Collection[str]) -> Callable[[Record], float]:
 RAREST = [language for language, share in RARE.items() if share == min(RARE.values())]
 QUANTITIES = {
     **{f"{d} R@{k}": Quantity(_recall(d, k), 1) for d in _SHORT for k in (1, 5, 10)},
-    **{f"R@{k}": Quantity(_both(k), 1) for k in (1, 10)},
+    **{f"R@{k}": Quantity(_both(k), 1) for k in (1, 5, 10)},
     "R@1 of the rarest": Quantity(_of_languages(RAREST), 1),
     "R@1 of the unseen": Quantity(_of_languages(UNSEEN), 1),
     "mean recall": Quantity(lambda record: 100 * float(record["scores"]["mean_recall"]), 1),

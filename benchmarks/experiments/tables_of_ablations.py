@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.experiments.ablations import ablations
+from benchmarks.experiments.ablations import EQUAL_TIME, ablations
 from benchmarks.experiments.plan import Row
 from benchmarks.experiments.quantities import QUANTITIES, said
 from benchmarks.experiments.running import Results
@@ -47,12 +47,12 @@ def _against_base(row: Row, quantity: str, results: Results) -> str:
 
 
 def in_short(results: Results) -> str:
-    """Each change of 1-to-K in words, and where all objectives are changed, the others at the last change."""
+    """Each change of 1-to-K in words, each length at equal time, and else the others at the last change of all."""
     lines = []
     for title, rows in ablations().items():
         recall, *_ = (*ALSO_OF.get(title, ()), "R@1")
         is_of_all = len({row.trials[0].objective for row in rows}) > 1
-        for row in rows[1 - len(OBJECTIVES) :] if is_of_all else rows:
+        for row in rows[1 - len(OBJECTIVES) :] if is_of_all and title != EQUAL_TIME else rows:
             if row.base is not None:
                 cells = [_in_words(row, quantity, results) for quantity in (recall, "MRV")]
                 lines.append([title, named(row.name), named(row.base.name), f"{recall} {cells[0]}", cells[1]])

@@ -23,7 +23,7 @@ from benchmarks.experiments.figures import draw
 from benchmarks.experiments.page import REDUCED, page
 from benchmarks.experiments.running import Results, commit, run
 from benchmarks.experiments.tables import SCORES, table_of
-from benchmarks.experiments.trial import SPLITS, Trial
+from benchmarks.experiments.trial import CONFIGS, SPLITS, Trial
 from benchmarks.measure import machine, one_or_more
 
 PARTS = ("tuning", "objectives", "mechanisms", "candidates", "beyond", "ablations")
@@ -76,9 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, page; by default all")
     parser.add_argument("--reduced", action="store_true", help="two seeds at equal images, and no page")
-    parser.add_argument("--folder", type=Path, default=Path("runs/objectives"), help="of the trainings at work")
-    parser.add_argument("--results", type=Path, default=None, help="folder of runs.jsonl and figures")
-    parser.add_argument("--jobs", type=one_or_more, default=2, help="trainings at a time")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/objectives"), help="of trainings at work (%(default)s)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder of runs.jsonl and figures; the page is written beside it (docs/results, and with --reduced or "
+        "--config runs/benchmarks/objectives)",
+    )
+    parser.add_argument("--jobs", type=one_or_more, default=2, help="trainings at a time (%(default)s)")
     parser.add_argument(
         "--config", type=Path, nargs="*", default=[], metavar="PATH", help="laid over every training, for a GPU, say"
     )
@@ -86,6 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in args.parts:
         if part not in (*PARTS, "page"):
             parser.error(f"there is no part {part!r}: choose of {', '.join(PARTS)}, page")
+    if args.reduced and args.parts:
+        parser.error("--reduced is a part of its own: leave the others out")
+    if not CONFIGS.exists():
+        parser.error(f"there is no {CONFIGS} here: run it in the root of the repository")
     elsewhere = Path("runs/benchmarks/objectives") if args.reduced or args.config else Path("docs/results")
     folder = args.results or elsewhere
     results = Results(folder / "runs.jsonl", args.config)
@@ -97,8 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"== {part}", flush=True)
             run(trials(part), results, args.folder, args.jobs)
     if "page" in args.parts or not args.parts:
+        if not results.found:
+            parser.error(f"there are no results in {results.path} to make a page of")
         draw(results, folder)
-        path = folder.with_suffix(".md")
+        path = folder.with_name(f"{folder.name}.md")
         path.write_text(page(results), encoding="utf-8")
         print(f"wrote {path}, and figures into {folder}")
 

@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -356,6 +359,55 @@ def test_what_has_been_trained_is_not_trained_again(trained, monkeypatch):
     run(trained.trials.values(), results, trained.folder / "runs", jobs=1)
     with pytest.raises(AssertionError):
         run([Trial("one_to_k", "family", 99)], results, trained.folder / "runs", jobs=1)
+
+
+AT_WORK = """
+import json, sys
+from pathlib import Path
+from benchmarks.experiments import running
+from benchmarks.experiments.trial import Trial
+
+def work(trial, more, folder, commands):
+    key = trial.key()
+    (folder / key).mkdir()
+    for ending in (".yaml", ".log"):
+        (folder / (key + ending)).touch()
+    seconds = 0 if trial.seed == 0 else 120
+    commands.run([sys.executable, "-c", f"import time; time.sleep({seconds})"], folder / (key + ".log"), {})
+    scores = {"mean_recall": 0.5, "mrv": {"mean": 1.0}}
+    return {"key": key, "seed": trial.seed, "scores": scores, "cost": {"cpu_seconds": 1}}
+
+running._run = work
+folder = Path(sys.argv[1])
+trials = [Trial("one_to_k", "family", seed) for seed in range(6)]
+running.run(trials, running.Results(folder / "runs.jsonl"), folder / "runs", jobs=2)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_trainings_and_keeps_what_was_found(number, status, tmp_path):
+    """Of six trainings, two at a time, one has ended, two are at work and three are queued."""
+    command = [sys.executable, "-c", AT_WORK, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = [process.stdout.readline(), process.stdout.readline()]
+        wait_for(lambda: len(list((tmp_path / "runs").glob("*.log"))) == 2)
+        time.sleep(1)
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=60)
+    assert said[0].startswith("6 trainings, 0 done before, 2 at a time")
+    assert said[1].startswith("1 of 6: one_to_k, family, seed 0")
+    assert (process.returncode, out, errors) == (status, "", "interrupted: the same command goes on\n")
+    assert [json.loads(line)["seed"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == [0]
+    assert second.returncode == 1
+    assert "another process is at work in" in second.stderr
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_training_that_fails_stops_no_other_and_is_named(tmp_path, monkeypatch):

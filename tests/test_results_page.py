@@ -347,10 +347,35 @@ def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, 
         assert not (tmp_path / "reduced.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--reduced", "page"], "--reduced is a part of its own"),
+        (["nothing"], "there is no part 'nothing'"),
+        (["page", "--results", "{folder}/none"], "there are no results in"),
+        (["page", "--results", "{folder}"], "runs.jsonl, line 2 is no result"),
+    ],
+)
+def test_what_is_asked_wrongly(arguments, says, folder_of_made_up, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    first, second, *_ = (folder_of_made_up / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "runs.jsonl").write_text(f"{first}\n{second[:300]}\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        objectives.main([argument.format(folder=tmp_path) for argument in arguments])
+    assert says in f"{stopped.value}{capsys.readouterr().err}"
+
+
+def test_another_working_directory_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        objectives.main(["page"])
+    assert "in the root of the repository" in capsys.readouterr().err
+
+
 def test_a_page_of_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = page(Results(tmp_path / "none.jsonl"))
-    assert "Of 0 comparisons **0 confirm" in text
+    assert "Of 0 comparisons that could be made, of 32, since trainings are missing, **0 confirm" in text
     assert text.count("not run") > 100
     draw(Results(tmp_path / "none.jsonl"), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -86,6 +86,7 @@ def in_short(found: dict[tuple[str, str], Comparisons]) -> dict[str, Any]:
             ["1-to-K against", "split", *(f"{name} is {claim}" for name, claim in CLAIMS.items())], lines
         ),
         "counts": _counts(verdicts, CLAIMS),
+        "planned": len(CLAIMS) * sum(row.base is not None for split in SPLITS for row in plan.at_budgets(split)),
         "counts_of_paper": _counts(verdicts, OF_THE_PAPER),
     }
 

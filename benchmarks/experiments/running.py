@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.experiments.commands import Commands, Stopped, alone_in
 from benchmarks.experiments.trial import Trial, scores
 from benchmarks.measure import machine
 
@@ -32,7 +33,15 @@ class Results:
     def __init__(self, path: Path, more: Sequence[Path] = ()) -> None:
         self.path, self.more = path, more
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.found: dict[str, dict[str, Any]] = {record["key"]: record for record in map(json.loads, lines)}
+        self.found: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                self.found[record["key"]] = record
+            except (ValueError, TypeError, KeyError) as error:
+                raise SystemExit(
+                    f"{path}, line {number} is no result ({error}): mend it, or remove the line"
+                ) from error
 
     def of(self, trial: Trial) -> dict[str, Any] | None:
         """What was found of a trial; None if it has not been run with these settings."""
@@ -59,22 +68,29 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
         The records of those that were run now.
 
     Raises:
-        SystemExit: If one fails; the others have ended before.
+        SystemExit: If one fails, when all others have ended; after SIGINT or SIGTERM, which end them; and if another
+            process is at work in the folder.
     """
-    left = list({trial.key(results.more): trial for trial in trials if results.of(trial) is None}.values())
+    every = {trial.key(results.more): trial for trial in trials}
+    left = [trial for trial in every.values() if results.of(trial) is None]
+    print(f"{len(left)} trainings, {len(every) - len(left)} done before, {jobs} at a time, in {folder}", flush=True)
     new: list[dict[str, Any]] = []
     failed = []
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_run, trial, results.more, folder): trial for trial in left}
+    commands = Commands()
+    with alone_in(folder), commands.ended_by_signals(), ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(_run, trial, results.more, folder, commands): trial for trial in left}
         for number, future in enumerate(as_completed(running), 1):
             trial = running[future]
             try:
                 record = future.result()
+            except Stopped:
+                continue
             except subprocess.CalledProcessError as error:
                 failed.append(f"{trial.title}: see {error.cmd}")
                 print(f"failed: {failed[-1]}", flush=True)
                 continue
             results.add(record)
+            _remove(folder, record["key"])
             new.append(record)
             found = record["scores"]
             print(
@@ -82,25 +98,32 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
                 f"MRV {found['mrv']['mean']:.1f}, {record['cost']['cpu_seconds']:.0f} CPU s",
                 flush=True,
             )
+    if commands.signal is not None:
+        print("interrupted: the same command goes on", file=sys.stderr, flush=True)
+        raise SystemExit(128 + commands.signal)
     if failed:
         raise SystemExit("\n".join(["some trainings failed:", *failed]))
     return new
 
 
-def _run(trial: Trial, more: Sequence[Path], folder: Path) -> dict[str, Any]:
+def _run(trial: Trial, more: Sequence[Path], folder: Path, commands: Commands) -> dict[str, Any]:
     """Train one, test it, and return its record."""
     key, at_start = trial.key(more), commit()
     run_folder, config, log = folder / key, folder / f"{key}.yaml", folder / f"{key}.log"
-    folder.mkdir(parents=True, exist_ok=True)
     settings = trial.settings(more)
     if trial.selects:
         settings["trainer"]["limit_test_batches"] = 0
     config.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
-    _ccr(log, "fit", "--config", str(config), "--runs_dir", str(folder), "--name", key, "--resume", "auto")
+
+    def ccr(*arguments: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CCR_TRUST": "benchmarks"}
+        commands.run([sys.executable, "-m", "ccr_lightning.cli.main", *arguments], log, environment)
+
+    ccr("fit", "--config", str(config), "--runs_dir", str(folder), "--name", key, "--resume", "auto")
     if trial.selects:
-        _ccr(log, "validate", "--ckpt_path", str(run_folder))
+        ccr("validate", "--ckpt_path", str(run_folder))
     elif trial.tested_on:
-        _ccr(log, "test", "--ckpt_path", str(run_folder), "--data.languages", json.dumps(list(trial.tested_on)))
+        ccr("test", "--ckpt_path", str(run_folder), "--data.languages", json.dumps(list(trial.tested_on)))
     results = run_folder / ("results-val.json" if trial.selects else "results.json")
     document = json.loads(results.read_text(encoding="utf-8"))
     record = {
@@ -116,20 +139,14 @@ def _run(trial: Trial, more: Sequence[Path], folder: Path) -> dict[str, Any]:
         file = run_folder / f"{name}.json"
         if file.exists():
             record[name] = json.loads(file.read_text(encoding="utf-8"))
-    shutil.rmtree(run_folder)
-    for path in (config, log):
-        path.unlink()
     return record
 
 
-def _ccr(log: Path, *arguments: str) -> None:
-    """Run a command on one thread; what it says goes to the log."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CCR_TRUST": "benchmarks"}
-    command = [sys.executable, "-m", "ccr_lightning.cli.main", *arguments]
-    with log.open("a", encoding="utf-8") as said:
-        done = subprocess.run(command, stdout=said, stderr=said, env=environment, check=False)
-    if done.returncode:
-        raise subprocess.CalledProcessError(done.returncode, str(log))
+def _remove(folder: Path, key: str) -> None:
+    """What a training leaves whose record is kept."""
+    shutil.rmtree(folder / key)
+    for ending in (".yaml", ".log"):
+        (folder / f"{key}{ending}").unlink()
 
 
 def processor(accelerator: str) -> str:

@@ -1,0 +1,88 @@
+"""Commands that run side by side and end together."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+
+class Stopped(Exception):
+    """A command was ended by a signal to this process, or not started after it."""
+
+
+class Commands:
+    """Runs commands from several threads; SIGINT or SIGTERM to this process ends all of them, and none starts after it.
+
+    Each has a session of its own, so that Ctrl-C in a terminal reaches this process alone; it passes SIGTERM on, once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None  # which ended them
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def run(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        """Run one and wait for it; what it says is added to the log.
+
+        Raises:
+            Stopped: If a signal came.
+            CalledProcessError: If it fails for another reason; its ``cmd`` is the log.
+        """
+        with log.open("ab") as said:
+            with self._lock:
+                if self.signal is not None:
+                    raise Stopped
+                process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
+                self._running.add(process)
+            code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        if code and self.signal is not None:
+            raise Stopped
+        if code:
+            raise subprocess.CalledProcessError(code, str(log))
+
+    @contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        """Within it, signals end the commands, and this process goes on."""
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        with self._lock:
+            if self.signal is None:
+                self.signal = number
+                for process in self._running:
+                    process.terminate()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes a folder, and keeps others out of it.
+
+    Raises:
+        SystemExit: If another process is in it, or if it cannot be written.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SystemExit(f"another process is at work in {folder}: wait for it, or name another folder") from error
+    except OSError as error:
+        raise SystemExit(f"{folder} cannot be written ({error.strerror}): name another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()

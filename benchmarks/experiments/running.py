@@ -108,6 +108,8 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
 
 def _run(trial: Trial, more: Sequence[Path], folder: Path, commands: Commands) -> dict[str, Any]:
     """Train one, test it, and return its record."""
+    if commands.signal is not None:
+        raise Stopped
     key, at_start = trial.key(more), commit()
     run_folder, config, log = folder / key, folder / f"{key}.yaml", folder / f"{key}.log"
     settings = trial.settings(more)

@@ -28,6 +28,7 @@ from benchmarks.measure import machine, one_or_more
 
 PARTS = ("tuning", "objectives", "mechanisms", "candidates", "beyond", "ablations")
 REDUCED_SEEDS = plan.SEEDS[:2]
+SHIPPED = Path("docs/results")
 
 
 def trials(part: str) -> list[Trial]:
@@ -55,8 +56,10 @@ def reduced(results: Results, folder: Path, jobs: int) -> None:
     trials = [trial for of in rows.values() for row in of for trial in row.trials]
     records = run(trials, results, folder, jobs)
     if len(records) == len(trials):
+        shipped = Results(SHIPPED / "runs.jsonl").found
         took = {
             "trainings": len(records),
+            "same_scores": sum(record["scores"] == shipped.get(record["key"], {}).get("scores") for record in records),
             "seconds": round(time.monotonic() - start),
             "cpu_seconds": round(sum(record["cost"]["cpu_seconds"] for record in records)),
             "jobs": jobs,
@@ -66,6 +69,7 @@ def reduced(results: Results, folder: Path, jobs: int) -> None:
         }
         results.path.with_name(REDUCED).write_text(json.dumps(took, indent=2) + "\n", encoding="utf-8")
         print(f"{took['trainings']} trainings in {took['seconds'] / 60:.0f} minutes, {jobs} at a time")
+        print(f"{took['same_scores']} of them have exactly the scores in {SHIPPED}")
     for split, of in rows.items():
         print(f"\n{split} split, equal images, {len(REDUCED_SEEDS)} seeds\n")
         print(table_of(of, ("CPU s", *SCORES), results))
@@ -97,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--reduced is a part of its own: leave the others out")
     if not CONFIGS.exists():
         parser.error(f"there is no {CONFIGS} here: run it in the root of the repository")
-    elsewhere = Path("runs/benchmarks/objectives") if args.reduced or args.config else Path("docs/results")
+    elsewhere = Path("runs/benchmarks/objectives") if args.reduced or args.config else SHIPPED
     folder = args.results or elsewhere
     results = Results(folder / "runs.jsonl", args.config)
     if args.reduced:

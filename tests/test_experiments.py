@@ -391,7 +391,6 @@ def test_a_signal_ends_trainings_and_keeps_what_was_found(number, status, tmp_pa
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         said = [process.stdout.readline(), process.stdout.readline()]
         wait_for(lambda: len(list((tmp_path / "runs").glob("*.log"))) == 2)
-        time.sleep(1)
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         process.send_signal(number)
         out, errors = process.communicate(timeout=60)

@@ -291,6 +291,7 @@ def test_the_shipped_page_says_what_the_shipped_records_say(monkeypatch):
     ).groups()
     assert (int(minutes), int(at_a_time), int(cores)) == (round(took["seconds"] / 60), took["jobs"], took["cores"])
     assert (took["trainings"], took["cores"], took["seconds"] < 45 * 60) == (3 * 2 * 2, 2, True)
+    assert f"{took['same_scores']} of them gave exactly the scores" in text
     assert text == page(Results(RUNS))
 
 
@@ -327,11 +328,18 @@ def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, 
         return new
 
     monkeypatch.setattr(objectives, "run", made_up_run)
+    shipped = Results(folder_of_made_up / "runs.jsonl")
+    other = shipped.of(plan.objectives("family")[0].trials[0])
+    other["scores"]["mean_recall"] += 1e-6
+    shipped.path = tmp_path / "shipped" / "runs.jsonl"
+    shipped.write()
+    monkeypatch.setattr(objectives, "SHIPPED", tmp_path / "shipped")
     arguments = ["--reduced", "--jobs", "3", "--results", str(tmp_path)]
     objectives.main(arguments)
     assert capsys.readouterr().out.count("| 1-to-K | one random language | English pivot |") == 2
     took = json.loads((tmp_path / "reduced.json").read_text(encoding="utf-8"))
     assert (took["trainings"], took["jobs"], took["seconds"]) == (3 * 2 * 2, 3, 0)
+    assert took["same_scores"] == 3 * 2 * 2 - 1
     records = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {(record["objective"], record["split"], record["seed"]) for record in records} == {
         (objective, split, seed)

@@ -26,7 +26,7 @@ class Commands:
     def __init__(self) -> None:
         self.signal: int | None = None  # which ended them
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a second signal may come while the first is handled
 
     def run(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         """Run one and wait for it; what it says is added to the log.
@@ -68,13 +68,13 @@ class Commands:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Makes a folder, and keeps others out of it.
+def alone(path: Path) -> Iterator[None]:
+    """Makes a lock file in its folder, and keeps other processes out.
 
     Raises:
-        SystemExit: If another process is in it, or if it cannot be written.
+        SystemExit: If another process has it, or if the folder cannot be written.
     """
-    lock = FileLock(folder / ".lock")
+    folder, lock = path.parent, FileLock(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

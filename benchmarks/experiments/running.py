@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.experiments.commands import Commands, Stopped, alone_in
+from benchmarks.experiments.commands import Commands, Stopped, alone
 from benchmarks.experiments.trial import Trial, scores
 from benchmarks.measure import machine
 
@@ -69,7 +69,7 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
 
     Raises:
         SystemExit: If one fails, when all others have ended; after SIGINT or SIGTERM, which end them; and if another
-            process is at work in the folder.
+            process is at work in the folder or on the results, or they cannot be written.
     """
     every = {trial.key(results.more): trial for trial in trials}
     left = [trial for trial in every.values() if results.of(trial) is None]
@@ -77,7 +77,12 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
     new: list[dict[str, Any]] = []
     failed = []
     commands = Commands()
-    with alone_in(folder), commands.ended_by_signals(), ThreadPoolExecutor(jobs) as pool:
+    with (
+        alone(folder / ".lock"),
+        alone(results.path.with_suffix(".lock")),
+        commands.ended_by_signals(),
+        ThreadPoolExecutor(jobs) as pool,
+    ):
         running = {pool.submit(_run, trial, results.more, folder, commands): trial for trial in left}
         for number, future in enumerate(as_completed(running), 1):
             trial = running[future]

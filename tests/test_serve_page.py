@@ -58,13 +58,18 @@ def search(page, text):
     page.wait_for_selector("body:not([aria-busy]) main .grid")
 
 
+def wait_for_pictures(page):
+    """Waits until all pictures are there: they come after the results, in their own time."""
+    page.wait_for_function("[...document.images].every(of => of.complete && of.naturalWidth > 0)")
+
+
 def test_a_query_finds_the_right_pictures(page, server, order):
     page.goto(server)
     search(page, QUERIES["en"])
     assert shown(page) == order[0].tolist()
     assert page.get_by_role("status").inner_text() == "8 pictures for “\u2068a red apple\u2069”, best first"
     assert page.title() == "\u2068a red apple\u2069: pictures"
-    assert page.evaluate("[...document.images].every(of => of.complete && of.naturalWidth > 0)")
+    wait_for_pictures(page)
     search(page, QUERIES["ar"])
     assert shown(page) == order[2].tolist()
     page.go_back()
@@ -174,6 +179,7 @@ def test_an_uploaded_picture_finds_itself_and_captions(page, server, home):
     assert shown(page)[0] == 1
     assert page.locator("main .grid .card").first.text_content().endswith("1.000")
     assert page.locator(".queried .captions li").count() == 12
+    wait_for_pictures(page)
     assert page.locator(".queried img").evaluate("of => of.naturalWidth") == 80
     page.locator(".queried .captions button").first.click()
     page.wait_for_url("**/?q=*")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from benchmarks.experiments.running import Results, commit, run
 from benchmarks.experiments.tables import SCORES, table_of
 from benchmarks.experiments.trial import CONFIGS, SPLITS, Trial
 from benchmarks.measure import machine, one_or_more
+from ccr_lightning.errors import CCRError
 
 PARTS = ("tuning", "objectives", "mechanisms", "candidates", "beyond", "ablations")
 REDUCED_SEEDS = plan.SEEDS[:2]
@@ -101,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--reduced is a part of its own: leave the others out")
     if not CONFIGS.exists():
         parser.error(f"there is no {CONFIGS} here: run it in the root of the repository")
+    if args.results and args.results.name in ("", ".."):
+        parser.error(f"--results {args.results}: name a folder; the page is named after it, and written beside it")
     elsewhere = Path("runs/benchmarks/objectives") if args.reduced or args.config else SHIPPED
     folder = args.results or elsewhere
     results = Results(folder / "runs.jsonl", args.config)
@@ -121,4 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CCRError as error:
+        sys.exit(f"error: {error}")

@@ -399,7 +399,7 @@ def test_a_signal_ends_trainings_and_keeps_what_was_found(number, status, tmp_pa
     assert (process.returncode, out, errors) == (status, "", "interrupted: the same command goes on\n")
     assert [json.loads(line)["seed"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == [0]
     assert second.returncode == 1
-    assert "another process is at work in" in second.stderr
+    assert f"{tmp_path / 'runs'}: another process is at work in it; wait for it" in second.stderr
 
 
 def wait_for(condition):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from benchmarks.experiments import figures, plan
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.page import page
 from benchmarks.experiments.running import Results
-from ccr_lightning.data.sources.openmoji import LANGUAGES
+from ccr_lightning.data.sources.openmoji import LANGUAGES, OpenMoji
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("image encoder", "text encoder")
@@ -360,6 +361,8 @@ def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, 
     [
         (["--reduced", "page"], "--reduced is a part of its own"),
         (["nothing"], "there is no part 'nothing'"),
+        (["page", "--results", "."], "--results .: name a folder"),
+        (["page", "--results", ".."], "--results ..: name a folder"),
         (["page", "--results", "{folder}/none"], "there are no results in"),
         (["page", "--results", "{folder}"], "runs.jsonl, line 2 is no result"),
     ],
@@ -378,6 +381,25 @@ def test_another_working_directory_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         objectives.main(["page"])
     assert "in the root of the repository" in capsys.readouterr().err
+
+
+def test_links_of_a_page_elsewhere_lead_to_files(folder_of_made_up, tmp_path, monkeypatch):
+    """Wherever the folder of results is, inside the repository and outside."""
+    monkeypatch.chdir(ROOT)
+    lines = (folder_of_made_up / "runs.jsonl").read_text(encoding="utf-8")
+    for folder in (tmp_path / "again", Path(os.path.relpath(tmp_path)) / "deeper" / "again"):
+        folder.mkdir(parents=True)
+        (folder / "runs.jsonl").write_text(lines, encoding="utf-8")
+        objectives.main(["page", "--results", str(folder)])
+        written = folder.with_name("again.md")
+        links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", written.read_text(encoding="utf-8"))
+        assert len(links) == 6 + 3 + 1
+        assert [link for link in links if not (written.parent / link).exists()] == []
+
+
+def test_what_is_said_of_the_test_splits_is_so():
+    tested = {split: sum(1 for _ in OpenMoji(split_scheme=split).records("test")) for split in plan.TEST_IMAGES}
+    assert tested == plan.TEST_IMAGES
 
 
 def test_a_page_of_nothing(tmp_path, monkeypatch):

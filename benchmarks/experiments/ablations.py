@@ -16,6 +16,8 @@ EQUAL_TIME = "length at equal CPU time"
 UNSEEN = ("ar", "pt")  # the script of another language in training, and close relatives
 RARE = {"ar": 0.1, "fa": 0.1, "id": 0.1, "ko": 0.1, "it": 0.5, "pt": 0.5, "ru": 0.5, "tr": 0.5}
 
+MASKED_LM_WEIGHT, DRAW_WARMUP = 0.2, 0.3
+
 _FUSION = {  # the rest of its settings follow from those of the encoders
     "class_path": "ccr_lightning.models.fusion.FusionEncoder",
     "init_args": {"layers": 1, "dropout": 0.0},
@@ -61,8 +63,8 @@ def _losses(matching: bool, masked_lm: bool) -> dict[str, Any]:
     return {
         "model.retriever.init_args.fusion": _FUSION,
         "model.matching_weight": float(matching),
-        "model.masked_lm_weight": 0.2 * masked_lm,
-        "model.draw_warmup": 0.3,
+        "model.masked_lm_weight": MASKED_LM_WEIGHT * masked_lm,
+        "model.draw_warmup": DRAW_WARMUP,
     }
 
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 
 class Stopped(Exception):
     """A command was ended by a signal to this process, or not started after it."""
@@ -65,24 +63,3 @@ class Commands:
                 self.signal = number
                 for process in self._running:
                     process.terminate()
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Makes a lock file in its folder, and keeps other processes out.
-
-    Raises:
-        SystemExit: If another process has it, or if the folder cannot be written.
-    """
-    folder, lock = path.parent, FileLock(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise SystemExit(f"another process is at work in {folder}: wait for it, or name another folder") from error
-    except OSError as error:
-        raise SystemExit(f"{folder} cannot be written ({error.strerror}): name another folder") from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,11 +29,14 @@ REDUCED = "reduced.json"  # how long the reduced version took
 
 
 def page(results: Results) -> str:
-    """The whole page, in Markdown."""
+    """The whole page, in Markdown; it lies beside the folder of the results, wherever that is."""
+    docs = os.path.relpath("docs", results.path.parents[1])
     files = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.get_template("results.md.jinja").render(
         plan=plan,
+        ablations_of=ablations,
+        docs="" if docs == "." else f"{docs}/",
         folder=results.path.parent.name,
         more=[path.name for path in results.more],
         **in_short(comparisons(results)),

@@ -11,6 +11,7 @@ from benchmarks.experiments.trial import OBJECTIVES, SPLITS, Trial
 EPOCHS = 10  # of the built-in pictures; what fills no batch is left out of an epoch
 LANGUAGES_PER_STEP = 4
 PIVOT = "en"
+TEST_IMAGES = {"composition": 500, "family": 502}
 SEEDS = (0, 1, 2, 3, 4)
 ABLATION_SEEDS = SEEDS[:3]
 SECOND_SEEDS = range(5, 15)  # of the term beyond the paper, run after those of the objectives had been looked at

@@ -9,15 +9,17 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from benchmarks.experiments.commands import Commands, Stopped, alone
+from benchmarks.experiments.commands import Commands, Stopped
 from benchmarks.experiments.trial import Trial, scores
 from benchmarks.measure import machine
+from ccr_lightning.locks import one_process
 
 MEASURED = ("cost", "by_language", "angles")  # JSON that callbacks leave in a run's folder
 
@@ -68,8 +70,8 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
         The records of those that were run now.
 
     Raises:
-        SystemExit: If one fails, when all others have ended; after SIGINT or SIGTERM, which end them; and if another
-            process is at work in the folder or on the results, or they cannot be written.
+        SystemExit: If one fails, when all others have ended, and after SIGINT or SIGTERM, which end them.
+        CCRError: If another process is at work in the folder or on the results, or they cannot be written.
     """
     every = {trial.key(results.more): trial for trial in trials}
     left = [trial for trial in every.values() if results.of(trial) is None]
@@ -78,8 +80,8 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
     failed = []
     commands = Commands()
     with (
-        alone(folder / ".lock"),
-        alone(results.path.with_suffix(".lock")),
+        _one_process(folder / ".lock"),
+        _one_process(results.path.with_suffix(".lock")),
         commands.ended_by_signals(),
         ThreadPoolExecutor(jobs) as pool,
     ):
@@ -109,6 +111,11 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
     if failed:
         raise SystemExit("\n".join(["some trainings failed:", *failed]))
     return new
+
+
+def _one_process(lock: Path) -> AbstractContextManager[None]:
+    busy = f"{lock.parent}: another process is at work in it; wait for it, or name another folder."
+    return one_process(lock, busy, "name another one")
 
 
 def _run(trial: Trial, more: Sequence[Path], folder: Path, commands: Commands) -> dict[str, Any]:

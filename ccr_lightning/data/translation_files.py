@@ -12,10 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write, could_not_be_written, file_name, load_json
+from ccr_lightning.locks import one_process
 
 OTHERWISE = "choose another folder; then start again"
 
@@ -86,18 +85,9 @@ class TranslationFiles:
         Raises:
             CCRError: Another process is at work, or the folder cannot be written.
         """
-        lock = FileLock(self._lock)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CCRError(f"{self.lines}: another process is writing it; wait for it, or stop it first.") from error
-        except OSError as error:
-            raise CCRError(f"{self.out}: the folder cannot be written ({error}); choose another one.") from error
-        try:
+        busy = f"{self.lines}: another process is writing it; wait for it, or stop it first."
+        with one_process(self._lock, busy, "choose another one"):
             yield
-        finally:
-            lock.release()
 
     def begun(self, settings: Settings) -> Translation | None:
         """Return the translation that was begun or finished here; None if there is none.

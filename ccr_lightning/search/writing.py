@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from ccr_lightning.errors import CCRError
+from ccr_lightning.locks import one_process
 from ccr_lightning.search.index import LOCK, Index, refuse_other_folder
 
 
@@ -27,21 +25,14 @@ def open_to_write(folder: str | Path) -> Iterator[Index]:
     """
     folder = Path(folder)
     refuse_other_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise CCRError(f"{folder}: another process embeds pictures into it; start again when that is done.") from error
-    except OSError as error:
-        raise CCRError(f"{folder}: the index cannot be written ({error.strerror}); name another folder.") from error
-    try:
-        index = Index(folder)
-        index.delete_remains()
-        yield index
-    finally:
-        if {of.name for of in folder.iterdir()} == {LOCK}:  # nothing came of it
-            with suppress(OSError):
-                (folder / LOCK).unlink()
-                folder.rmdir()
-        lock.release()
+    busy = f"{folder}: another process embeds pictures into it; start again when that is done."
+    with one_process(folder / LOCK, busy, "name another one"):
+        try:
+            index = Index(folder)
+            index.delete_remains()
+            yield index
+        finally:
+            if {of.name for of in folder.iterdir()} == {LOCK}:  # nothing came of it
+                with suppress(OSError):
+                    (folder / LOCK).unlink()
+                    folder.rmdir()

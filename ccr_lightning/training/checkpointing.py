@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -19,6 +18,7 @@ from torch import nn
 
 from ccr_lightning.errors import CCRError, OutOfMemory
 from ccr_lightning.files import atomic_write, could_not_be_written, make_folder, remove_remains
+from ccr_lightning.locks import one_process
 from ccr_lightning.memory import in_words
 from ccr_lightning.training.checkpoint_file import read_checkpoint
 
@@ -224,25 +224,17 @@ class RunFolder:
             CCRError: Another process trains in it, or it cannot be made.
         """
         self.create()
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            says = "another process trains here; wait for it, or pass --name for a new run."
-            raise CCRError(f"{self.path}: {says}") from error
-        except OSError as error:
-            raise CCRError(
-                f"{self.path}: the folder cannot be written ({error.strerror}); mend it or change --runs_dir."
-            ) from error
-        try:
-            for folder in (self.path, self.checkpoints):
-                remove_remains(folder)
-            yield
-        finally:
-            with suppress(OSError):
-                (self.path / ".lock").unlink()
-            lock.release()
-            self.remove_if_empty()
+        lock = self.path / ".lock"
+        busy = f"{self.path}: another process trains here; wait for it, or pass --name for a new run."
+        with one_process(lock, busy, "mend it or change --runs_dir"):
+            try:
+                for folder in (self.path, self.checkpoints):
+                    remove_remains(folder)
+                yield
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+                self.remove_if_empty()
 
     def make_ready(self, module: nn.Module) -> str:
         """Makes what a run writes into, before it has anything to lose.

@@ -58,10 +58,8 @@ def reduced(results: Results, folder: Path, jobs: int) -> None:
     trials = [trial for of in rows.values() for row in of for trial in row.trials]
     records = run(trials, results, folder, jobs)
     if len(records) == len(trials):
-        shipped = Results(SHIPPED / "runs.jsonl").found
         took = {
             "trainings": len(records),
-            "same_scores": sum(record["scores"] == shipped.get(record["key"], {}).get("scores") for record in records),
             "seconds": round(time.monotonic() - start),
             "cpu_seconds": round(sum(record["cost"]["cpu_seconds"] for record in records)),
             "jobs": jobs,
@@ -69,9 +67,13 @@ def reduced(results: Results, folder: Path, jobs: int) -> None:
             "cores": len(os.sched_getaffinity(0)),
             "processor": machine()["processor"],
         }
+        if not results.more:
+            shipped = Results(SHIPPED / "runs.jsonl").found
+            same = [record for record in records if record["scores"] == shipped.get(record["key"], {}).get("scores")]
+            took["same_scores"] = len(same)
+            print(f"{len(same)} of {len(records)} trainings have exactly the scores in {SHIPPED}")
         results.path.with_name(REDUCED).write_text(json.dumps(took, indent=2) + "\n", encoding="utf-8")
         print(f"{took['trainings']} trainings in {took['seconds'] / 60:.0f} minutes, {jobs} at a time")
-        print(f"{took['same_scores']} of them have exactly the scores in {SHIPPED}")
     for split, of in rows.items():
         print(f"\n{split} split, equal images, {len(REDUCED_SEEDS)} seeds\n")
         print(table_of(of, ("CPU s", *SCORES), results))
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--results",
         type=Path,
         help="folder of runs.jsonl and figures; the page is written beside it (docs/results, and with --reduced or "
-        "--config runs/benchmarks/objectives)",
+        "--config a folder in runs/benchmarks)",
     )
     parser.add_argument("--jobs", type=one_or_more, default=2, help="trainings at a time (%(default)s)")
     parser.add_argument(
@@ -105,8 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"there is no {CONFIGS} here: run it in the root of the repository")
     if args.results and args.results.name in ("", ".."):
         parser.error(f"--results {args.results}: name a folder; the page is named after it, and written beside it")
-    elsewhere = Path("runs/benchmarks/objectives") if args.reduced or args.config else SHIPPED
-    folder = args.results or elsewhere
+    for path in args.config:
+        if not path.is_file():
+            parser.error(f"--config {path}: there is no such file; parts stand before --config")
+    own = Path("runs/benchmarks", "-".join(["objectives", *(path.stem for path in args.config)]))
+    folder = args.results or (own if args.reduced or args.config else SHIPPED)
     results = Results(folder / "runs.jsonl", args.config)
     if args.reduced:
         reduced(results, args.folder, args.jobs)

@@ -225,8 +225,9 @@ def objectives(text: str, records: Records, time: int) -> tuple[int, int]:
         word for (_, word), (*_, quantity) in zip(words, compared, strict=True) if quantity in ("R@1", "MRV")
     )
     says = (
-        f"of the {of_paper.total()} comparisons of R@1 and MRV it is "
-        f"{of_paper['**yes**']}, {of_paper['**no, the opposite**']} and {of_paper['undecided']}."
+        f"Of the {of_paper.total()} comparisons of R@1 and MRV, of which the paper speaks, "
+        f"{of_paper['**yes**']} confirm it, "
+        f"{of_paper['**no, the opposite**']} say the opposite, and {of_paper['undecided']} decide nothing."
     )
     assert says in " ".join(text.split())
     _check_conclusions(text, verdicts, words)
@@ -501,6 +502,14 @@ def beyond(text: str, records: Records, term: dict[str, float]) -> int:
     assert shown_most == pytest.approx(min(1, max(2 * least, most)), rel=0.06)
     for _, p, value, word in tests:
         assert word == ("undecided" if p >= 0.05 else "higher" if value > 0 else "lower")
+    words: dict[str, dict[str, list[str]]] = {}
+    for split, quantity, word, *_ in differences.rows:
+        if quantity != "MRV":
+            words.setdefault(split, {}).setdefault(word, []).append(quantity)
+    for split, by_word in words.items():
+        order = [word for word in ("lower", "higher", "undecided") if word in by_word]
+        says = f"`{split}` " + "; ".join(f"{word}: {', '.join(by_word[word])}" for word in order)
+        assert f" {says}." in " ".join(text.split())
     before = re.search(r"These alone gave MRV (× .+?\])", " ".join(text.split()))[1]
     own, others = (
         values(of(name, "composition", {"composition": new["family"]}), "MRV")

@@ -33,6 +33,7 @@ from ccr_lightning.data.sources.jsonl import JsonLines
 from ccr_lightning.data.sources.openmoji import LANGUAGES, OpenMoji
 from ccr_lightning.data.tokenizer import CaptionTokenizer
 from ccr_lightning.data.transforms import ImageTransform
+from ccr_lightning.errors import CCRError
 from ccr_lightning.models.retriever import Retriever
 from ccr_lightning.models.text import TextEncoder
 from ccr_lightning.models.vision import ImageEncoder
@@ -407,6 +408,72 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def at_once(trial, more, folder, commands):
+    """In the place of a training: its record."""
+    (folder / trial.key()).mkdir()
+    for ending in (".yaml", ".log"):
+        (folder / (trial.key() + ending)).touch()
+    scores = {"mean_recall": 0.5, "mrv": {"mean": 1.0}}
+    return {"key": trial.key(), "seed": trial.seed, "scores": scores, "cost": {"cpu_seconds": 1}}
+
+
+def test_what_another_process_found_meanwhile_is_kept_and_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(running, "_run", at_once)
+    first, second = Results(tmp_path / "runs.jsonl"), Results(tmp_path / "runs.jsonl")
+    trials = [Trial("one_to_k", "family", seed) for seed in range(3)]
+    assert [record["seed"] for record in run(trials[:2], first, tmp_path / "runs", jobs=1)] == [0, 1]
+    assert [record["seed"] for record in run(trials[1:], second, tmp_path / "runs", jobs=1)] == [2]
+    kept = [json.loads(line)["seed"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert sorted(kept) == [0, 1, 2]
+
+
+def test_results_that_cannot_be_kept_end_all_trainings(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    begun = []
+
+    def work(trial, more, folder, commands):
+        seconds = 120 if begun else 0
+        begun.append(trial.seed)
+        commands.run([sys.executable, "-c", f"import time; time.sleep({seconds})"], folder / "log", {})
+        (tmp_path / "runs.jsonl").mkdir()  # where the results should go
+        return at_once(trial, more, folder, commands)
+
+    monkeypatch.setattr(running, "_run", work)
+    trials = [Trial("one_to_k", "family", seed) for seed in range(20)]
+    with pytest.raises(
+        CCRError, match=r"runs\.jsonl: the results could not be written \(.+\); move what is in its way"
+    ):
+        run(trials, Results(tmp_path / "runs.jsonl"), tmp_path / "runs", jobs=2)
+    ended = (tmp_path / "runs.jsonl").stat().st_mtime
+    assert time.time() - ended < 60
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "benchmarks.objectives", "--reduced", "--results", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path / "file" / "runs")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    says = f"error: {tmp_path / 'file' / 'runs'}: the folder cannot be written (Not a directory); name another one.\n"
+    assert (done.returncode, done.stderr) == (1, says)
+
+
+def test_results_do_not_make_a_commit_another_one(tmp_path, monkeypatch):
+    """They are written while what is to come is still trained; any other change counts."""
+    monkeypatch.chdir(tmp_path)
+    files = [Path("docs/results/runs.jsonl"), Path("docs/results.md"), Path("code.py")]
+    Path("docs/results").mkdir(parents=True)
+    for file in files:
+        file.touch()
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@example.org commit -q -m a"):
+        subprocess.run(["git", *command.split()], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    for file, sign in zip(files, ("", "", "+"), strict=True):
+        file.write_text("changed")
+        assert running.commit() == head[:10] + sign
 
 
 def test_a_training_that_fails_stops_no_other_and_is_named(tmp_path, monkeypatch):

@@ -221,6 +221,27 @@ def test_the_term_beyond_the_paper_is_the_best_candidate():
     assert {"text_to_text": plan.BEYOND["model.text_to_text_weight"]} == plan.CANDIDATES[winner]
 
 
+def test_all_objectives_get_better_when_they_train_longer():
+    records = recomputed.Records(RUNS.read_text(encoding="utf-8").splitlines())
+    for objective in ("one_to_k", "one_to_one", "english_pivot"):
+        of_length = [
+            np.mean(recomputed.values(records.of(objective, "composition", [0, 1, 2], epochs), "R@1"))
+            for epochs in (5, 10, 20, 40)
+        ]
+        assert of_length == sorted(of_length)
+
+
+def test_intervals_of_the_best_candidates_overlap():
+    """Those of MRV, as the page says; their ends are in its table."""
+    _, finalists = [
+        table for table in recomputed.tables(PAGE.read_text(encoding="utf-8")) if table.head[0] == "term, weight"
+    ]
+    for column in [number for number, name in enumerate(finalists.head) if name.endswith(": MRV")]:
+        ends = [re.search(r"\[(\S+), (\S+)\]", row[column]).groups() for row in finalists.rows]
+        lows, highs = zip(*([float(end.replace(",", "")) for end in both] for both in ends), strict=True)
+        assert max(lows) <= min(highs)
+
+
 def test_what_is_said_of_the_term_follows_from_the_records():
     records = recomputed.Records(RUNS.read_text(encoding="utf-8").splitlines())
     said = " ".join((ROOT / "docs" / "models.md").read_text(encoding="utf-8").split())
@@ -363,6 +384,8 @@ def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, 
         (["nothing"], "there is no part 'nothing'"),
         (["page", "--results", "."], "--results .: name a folder"),
         (["page", "--results", ".."], "--results ..: name a folder"),
+        (["page", "--config", "none.yaml"], "--config none.yaml: there is no such file"),
+        (["--config", "configs/experiments/large.yaml", "page"], "--config page: there is no such file; parts stand"),
         (["page", "--results", "{folder}/none"], "there are no results in"),
         (["page", "--results", "{folder}"], "runs.jsonl, line 2 is no result"),
     ],
@@ -393,13 +416,14 @@ def test_links_of_a_page_elsewhere_lead_to_files(folder_of_made_up, tmp_path, mo
         objectives.main(["page", "--results", str(folder)])
         written = folder.with_name("again.md")
         links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", written.read_text(encoding="utf-8"))
-        assert len(links) == 6 + 3 + 1
+        assert len(links) == 7 + 3 + 1  # of the repository, figures, results
         assert [link for link in links if not (written.parent / link).exists()] == []
 
 
-def test_what_is_said_of_the_test_splits_is_so():
-    tested = {split: sum(1 for _ in OpenMoji(split_scheme=split).records("test")) for split in plan.TEST_IMAGES}
-    assert tested == plan.TEST_IMAGES
+def test_what_is_said_of_the_splits_is_so():
+    for split, sizes in plan.IMAGES.items():
+        pictures = OpenMoji(split_scheme=split)
+        assert {part: sum(1 for _ in pictures.records(part)) for part in sizes} == sizes
 
 
 def test_a_page_of_nothing(tmp_path, monkeypatch):

@@ -372,6 +372,9 @@ def test_one_process_at_a_time_writes(ccr):
     with open_to_write("index"):
         assert all_hits(ccr) == index
         assert_refused(ccr(*command), "another process embeds pictures into it")
+    Path("file").touch()
+    says = "file/index: the folder cannot be written (Not a directory); name another one."
+    assert_refused(ccr(*command[:3], "file/index", *command[4:]), says)
     os.mkdir("mine")
     Path("mine/notes.txt").touch()
     assert_refused(ccr(*command[:3], "mine", *command[4:]), "mine: this is no index, and there is something in it")

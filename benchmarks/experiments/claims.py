@@ -11,7 +11,7 @@ from benchmarks.experiments import plan
 from benchmarks.experiments.intervals import Difference, holm
 from benchmarks.experiments.quantities import said
 from benchmarks.experiments.running import Results
-from benchmarks.experiments.tables import UNDECIDED, against_base, named, table
+from benchmarks.experiments.tables import UNDECIDED, against_base, listed, named, table
 from benchmarks.experiments.trial import SPLITS
 
 ERROR = 0.05  # of all comparisons together
@@ -74,12 +74,8 @@ def in_short(found: dict[tuple[str, str], Comparisons]) -> dict[str, Any]:
     ]
     words: dict[str, list[str]] = {}
     for (split, other), by_quantity in verdicts.items():
-        of_word = {
-            word: [name for name, found in by_quantity.items() if found == verdict]
-            for verdict, word in IN_WORDS.items()
-        }
-        said_of_split = "; ".join(f"{word}: {', '.join(names)}" for word, names in of_word.items() if names)
-        words.setdefault(other, []).append(f"`{split}` {said_of_split}")
+        said_of_split = {name: IN_WORDS[found] for name, found in by_quantity.items()}
+        words.setdefault(other, []).append(listed(split, said_of_split, IN_WORDS.values()))
     return {
         "conclusions": [f"**{other}**: {'. '.join(by_split)}." for other, by_split in words.items()],
         "verdicts": table(

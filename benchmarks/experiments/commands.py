@@ -50,14 +50,19 @@ class Commands:
     @contextmanager
     def ended_by_signals(self) -> Iterator[None]:
         """Within it, signals end the commands, and this process goes on."""
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            self.end(number)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
+    def end(self, number: int) -> None:
+        """End all, as after a signal of this number, and start none any more."""
         with self._lock:
             if self.signal is None:
                 self.signal = number

@@ -11,7 +11,10 @@ from benchmarks.experiments.trial import OBJECTIVES, SPLITS, Trial
 EPOCHS = 10  # of the built-in pictures; what fills no batch is left out of an epoch
 LANGUAGES_PER_STEP = 4
 PIVOT = "en"
-TEST_IMAGES = {"composition": 500, "family": 502}
+IMAGES = {
+    "composition": {"train": 3194, "val": 250, "test": 500},
+    "family": {"train": 3115, "val": 274, "test": 502},
+}
 SEEDS = (0, 1, 2, 3, 4)
 ABLATION_SEEDS = SEEDS[:3]
 SECOND_SEEDS = range(5, 15)  # of the term beyond the paper, run after those of the objectives had been looked at

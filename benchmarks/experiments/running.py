@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 from benchmarks.experiments.commands import Commands, Stopped
 from benchmarks.experiments.trial import Trial, scores
 from benchmarks.measure import machine
+from ccr_lightning.files import atomic_write
 from ccr_lightning.locks import one_process
 
 MEASURED = ("cost", "by_language", "angles")  # JSON that callbacks leave in a run's folder
@@ -34,15 +36,23 @@ class Results:
 
     def __init__(self, path: Path, more: Sequence[Path] = ()) -> None:
         self.path, self.more = path, more
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.found: dict[str, dict[str, Any]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Read what the file has besides what was found.
+
+        Raises:
+            SystemExit: If a line is no result.
+        """
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
                 self.found[record["key"]] = record
             except (ValueError, TypeError, KeyError) as error:
                 raise SystemExit(
-                    f"{path}, line {number} is no result ({error}): mend it, or remove the line"
+                    f"{self.path}, line {number} is no result ({error}): mend it, or remove the line"
                 ) from error
 
     def of(self, trial: Trial) -> dict[str, Any] | None:
@@ -55,12 +65,14 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        """Write the file anew."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the file anew.
+
+        Raises:
+            CCRError: If that fails.
+        """
         lines = sorted(json.dumps(record, sort_keys=True) for record in self.found.values())
-        beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        beside.replace(self.path)
+        with atomic_write(self.path, "the results", "name another folder") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> list[dict[str, Any]]:
@@ -74,10 +86,6 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
         CCRError: If another process is at work in the folder or on the results, or they cannot be written.
     """
     every = {trial.key(results.more): trial for trial in trials}
-    left = [trial for trial in every.values() if results.of(trial) is None]
-    print(f"{len(left)} trainings, {len(every) - len(left)} done before, {jobs} at a time, in {folder}", flush=True)
-    new: list[dict[str, Any]] = []
-    failed = []
     commands = Commands()
     with (
         _one_process(folder / ".lock"),
@@ -85,32 +93,48 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
         commands.ended_by_signals(),
         ThreadPoolExecutor(jobs) as pool,
     ):
+        results.read()  # of a process that had the lock before
+        left = [trial for trial in every.values() if results.of(trial) is None]
+        print(f"{len(left)} trainings, {len(every) - len(left)} done before, {jobs} at a time, in {folder}", flush=True)
         running = {pool.submit(_run, trial, results.more, folder, commands): trial for trial in left}
-        for number, future in enumerate(as_completed(running), 1):
-            trial = running[future]
-            try:
-                record = future.result()
-            except Stopped:
-                continue
-            except subprocess.CalledProcessError as error:
-                failed.append(f"{trial.title}: see {error.cmd}")
-                print(f"failed: {failed[-1]}", flush=True)
-                continue
-            results.add(record)
-            _remove(folder, record["key"])
-            new.append(record)
-            found = record["scores"]
-            print(
-                f"{number} of {len(left)}: {trial.title}: mean recall {100 * found['mean_recall']:.1f}, "
-                f"MRV {found['mrv']['mean']:.1f}, {record['cost']['cpu_seconds']:.0f} CPU s",
-                flush=True,
-            )
+        try:
+            new, failed = _collect(running, results, folder)
+        except BaseException:  # what is trained from now on would be lost
+            commands.end(signal.SIGTERM)
+            raise
     if commands.signal is not None:
         print("interrupted: the same command goes on", file=sys.stderr, flush=True)
         raise SystemExit(128 + commands.signal)
     if failed:
         raise SystemExit("\n".join(["some trainings failed:", *failed]))
     return new
+
+
+def _collect(
+    running: Mapping[Future[dict[str, Any]], Trial], results: Results, folder: Path
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Keep the record of each training as soon as it has ended; return them, and what is said of those that failed."""
+    new, failed = [], []
+    for number, future in enumerate(as_completed(running), 1):
+        trial = running[future]
+        try:
+            record = future.result()
+        except Stopped:
+            continue
+        except subprocess.CalledProcessError as error:
+            failed.append(f"{trial.title}: see {error.cmd}")
+            print(f"failed: {failed[-1]}", flush=True)
+            continue
+        results.add(record)
+        _remove(folder, record["key"])
+        new.append(record)
+        found = record["scores"]
+        print(
+            f"{number} of {len(running)}: {trial.title}: mean recall {100 * found['mean_recall']:.1f}, "
+            f"MRV {found['mrv']['mean']:.1f}, {record['cost']['cpu_seconds']:.0f} CPU s",
+            flush=True,
+        )
+    return new, failed
 
 
 def _one_process(lock: Path) -> AbstractContextManager[None]:
@@ -169,9 +193,10 @@ def processor(accelerator: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a + if there are changes."""
+    """The commit of the working tree, with a + if there are changes of anything but results, which trainings write."""
     named = _git("rev-parse", "--short=10", "HEAD")
-    return f"{named}+" if _git("status", "--porcelain", "--untracked-files=no") else named
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results", ":!docs/results.md")
+    return f"{named}+" if changed else named
 
 
 def _git(*arguments: str) -> str:

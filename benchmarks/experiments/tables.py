@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.experiments.intervals import Difference
 from benchmarks.experiments.plan import Row
@@ -57,6 +57,17 @@ def named(row: str) -> str:
     """
     name, comma, change = row.partition(",")
     return f"{NAMES.get(name, name)}{comma}{change}"
+
+
+def listed(split: str, words: Mapping[str, str], order: Iterable[str]) -> str:
+    """What is said of quantities on a split, word by word.
+
+    Example:
+        >>> listed("family", {"R@1": "higher", "R@5": "undecided", "R@10": "higher"}, ["lower", "higher", "undecided"])
+        '`family` higher: R@1, R@10; undecided: R@5'
+    """
+    of_word = {word: [name for name, said in words.items() if said == word] for word in order}
+    return f"`{split}` " + "; ".join(f"{word}: {', '.join(names)}" for word, names in of_word.items() if names)
 
 
 def in_words(found: Difference) -> str:

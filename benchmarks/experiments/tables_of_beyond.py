@@ -15,6 +15,8 @@ from benchmarks.experiments.plan import Row
 from benchmarks.experiments.quantities import average, said
 from benchmarks.experiments.running import Results
 from benchmarks.experiments.tables import (
+    HIGHER,
+    LOWER,
     NOT_RUN,
     SAME,
     SCORES,
@@ -22,6 +24,7 @@ from benchmarks.experiments.tables import (
     against_base,
     cells_of,
     in_words,
+    listed,
     records_of,
     table,
     table_of,
@@ -62,8 +65,9 @@ def beyond(results: Results) -> dict[str, Any]:
     new = {split: plan.beyond(split, plan.NEW_SEEDS[split])[1] for split in SPLITS}
     tests = {split: found for split, row in new.items() if (found := against_base(row, AIM, results))}
     adjusted = dict(zip(tests, holm([of.p for of in tests.values()]), strict=True))
-    lines = []
+    lines, of_recall = [], []
     for split, row in new.items():
+        words = {}
         for quantity in (AIM, *NOT_TO_BE_LOST):
             of_new = against_base(row, quantity, results)
             of_all = against_base(plan.beyond(split)[1], quantity, results)
@@ -72,11 +76,16 @@ def beyond(results: Results) -> dict[str, Any]:
                 continue
             is_aim = quantity == AIM
             word = UNDECIDED if is_aim and adjusted[split] >= ERROR else in_words(of_new)
+            if not is_aim:
+                words[quantity] = word
             p = f"{adjusted[split]:.2g}" if is_aim else SAME
             lines.append([split, quantity, word, said(of_new, quantity), p, said(of_all, quantity)])
+        if words:
+            of_recall.append(f"{listed(split, words, (LOWER, HIGHER, UNDECIDED))}.")
     before = against_base(plan.beyond("composition", plan.SECOND_SEEDS)[1], AIM, results)
     return {
         "before": said(before, AIM) if before else NOT_RUN,  # why there are newer seeds of one split
+        "of_recall": " ".join(of_recall),
         "differences": table(["split", "of", "with the term", "new seeds", "p (Holm)", "all seeds"], lines),
         "tables": [(split, table_of(plan.beyond(split), ("CPU s", *SCORES), results)) for split in SPLITS],
     }

@@ -226,15 +226,17 @@ class RunFolder:
         self.create()
         lock = self.path / ".lock"
         busy = f"{self.path}: another process trains here; wait for it, or pass --name for a new run."
-        with one_process(lock, busy, "mend it or change --runs_dir"):
-            try:
-                for folder in (self.path, self.checkpoints):
-                    remove_remains(folder)
-                yield
-            finally:
-                with suppress(OSError):
-                    lock.unlink()
-                self.remove_if_empty()
+        try:
+            with one_process(lock, busy, "mend it or change --runs_dir"):
+                try:
+                    for folder in (self.path, self.checkpoints):
+                        remove_remains(folder)
+                    yield
+                finally:
+                    with suppress(OSError):
+                        lock.unlink()
+        finally:  # not before: on some network file systems a file that is open keeps its folder
+            self.remove_if_empty()
 
     def make_ready(self, module: nn.Module) -> str:
         """Makes what a run writes into, before it has anything to lose.

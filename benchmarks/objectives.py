@@ -19,6 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from benchmarks.experiments import ablations, plan
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.page import REDUCED, page
@@ -27,6 +29,8 @@ from benchmarks.experiments.tables import SCORES, table_of
 from benchmarks.experiments.trial import CONFIGS, SPLITS, Trial
 from benchmarks.measure import machine, one_or_more
 from ccr_lightning.errors import CCRError
+from ccr_lightning.files import atomic_write, could_not_be_written
+from ccr_lightning.libraries import reason
 
 PARTS = ("tuning", "objectives", "mechanisms", "candidates", "beyond", "ablations")
 REDUCED_SEEDS = plan.SEEDS[:2]
@@ -56,8 +60,14 @@ def reduced(results: Results, folder: Path, jobs: int) -> None:
     rows = {split: plan.objectives(split, REDUCED_SEEDS) for split in SPLITS}
     start = time.monotonic()
     trials = [trial for of in rows.values() for row in of for trial in row.trials]
-    records = run(trials, results, folder, jobs)
-    if len(records) == len(trials):
+    new = run(trials, results, folder, jobs)
+    records = [record for trial in trials if (record := results.of(trial)) is not None]
+    same = []
+    if not results.more:
+        shipped = Results(SHIPPED / "runs.jsonl").found
+        same = [record for record in records if record["scores"] == shipped.get(record["key"], {}).get("scores")]
+        print(f"{len(same)} of {len(records)} trainings have exactly the scores in {SHIPPED}")
+    if len(new) == len(trials):
         took = {
             "trainings": len(records),
             "seconds": round(time.monotonic() - start),
@@ -68,10 +78,7 @@ def reduced(results: Results, folder: Path, jobs: int) -> None:
             "processor": machine()["processor"],
         }
         if not results.more:
-            shipped = Results(SHIPPED / "runs.jsonl").found
-            same = [record for record in records if record["scores"] == shipped.get(record["key"], {}).get("scores")]
             took["same_scores"] = len(same)
-            print(f"{len(same)} of {len(records)} trainings have exactly the scores in {SHIPPED}")
         results.path.with_name(REDUCED).write_text(json.dumps(took, indent=2) + "\n", encoding="utf-8")
         print(f"{took['trainings']} trainings in {took['seconds'] / 60:.0f} minutes, {jobs} at a time")
     for split, of in rows.items():
@@ -95,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--jobs", type=one_or_more, default=2, help="trainings at a time (%(default)s)")
     parser.add_argument(
-        "--config", type=Path, nargs="*", default=[], metavar="PATH", help="laid over every training, for a GPU, say"
+        "--config", type=Path, nargs="+", default=[], metavar="PATH", help="laid over every training, for a GPU, say"
     )
     args = parser.parse_args(arguments)
     for part in args.parts:
@@ -110,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in args.config:
         if not path.is_file():
             parser.error(f"--config {path}: there is no such file; parts stand before --config")
+    try:
+        plan.trained("one_to_k", SPLITS[0], 0).settings(args.config)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        parser.error(f"--config: settings that cannot be laid over those of the experiments ({reason(error)})")
     own = Path("runs/benchmarks", "-".join(["objectives", *(path.stem for path in args.config)]))
     folder = args.results or (own if args.reduced or args.config else SHIPPED)
     results = Results(folder / "runs.jsonl", args.config)
@@ -123,9 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "page" in args.parts or not args.parts:
         if not results.found:
             parser.error(f"there are no results in {results.path} to make a page of")
-        draw(results, folder)
+        try:
+            draw(results, folder)
+        except OSError as error:
+            raise could_not_be_written(folder, "the figures", error, "name another folder") from error
         path = folder.with_name(f"{folder.name}.md")
-        path.write_text(page(results), encoding="utf-8")
+        with atomic_write(path, "the page", "name another folder") as file:
+            file.write(page(results).encode())
         print(f"wrote {path}, and figures into {folder}")
 
 
@@ -134,3 +149,5 @@ if __name__ == "__main__":
         main()
     except CCRError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

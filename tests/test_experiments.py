@@ -376,7 +376,8 @@ def work(trial, more, folder, commands):
     seconds = 0 if trial.seed == 0 else 120
     commands.run([sys.executable, "-c", f"import time; time.sleep({seconds})"], folder / (key + ".log"), {})
     scores = {"mean_recall": 0.5, "mrv": {"mean": 1.0}}
-    return {"key": key, "seed": trial.seed, "scores": scores, "cost": {"cpu_seconds": 1}}
+    record = dict.fromkeys(running.FIELDS) | trial.described
+    return record | {"key": key, "scores": scores, "cost": {"cpu_seconds": 1}}
 
 running._run = work
 folder = Path(sys.argv[1])
@@ -416,7 +417,8 @@ def at_once(trial, more, folder, commands):
     for ending in (".yaml", ".log"):
         (folder / (trial.key() + ending)).touch()
     scores = {"mean_recall": 0.5, "mrv": {"mean": 1.0}}
-    return {"key": trial.key(), "seed": trial.seed, "scores": scores, "cost": {"cpu_seconds": 1}}
+    record = dict.fromkeys(running.FIELDS) | trial.described
+    return record | {"key": trial.key(), "scores": scores, "cost": {"cpu_seconds": 1}}
 
 
 def test_what_another_process_found_meanwhile_is_kept_and_not_trained_again(tmp_path, monkeypatch):
@@ -474,6 +476,19 @@ def test_results_do_not_make_a_commit_another_one(tmp_path, monkeypatch):
     for file, sign in zip(files, ("", "", "+"), strict=True):
         file.write_text("changed")
         assert running.commit() == head[:10] + sign
+
+
+def test_without_a_commit_nothing_is_trained(tmp_path, monkeypatch):
+    """As in a copy of the files without the repository, and where there is no git."""
+    for name, value in (("GIT_DIR", str(tmp_path / "none")), ("PATH", "")):
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setenv(name, value)
+            with pytest.raises(
+                CCRError, match=r"git does not tell the commit.+; run it in a clone of the repository\.$"
+            ):
+                run([Trial("one_to_k", "family", 0)], Results(tmp_path / "runs.jsonl"), tmp_path / "runs", jobs=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_training_that_fails_stops_no_other_and_is_named(tmp_path, monkeypatch):

@@ -339,7 +339,7 @@ def test_figures_show_all_that_they_are_of(folder_of_made_up, monkeypatch):
 
 
 def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, monkeypatch, capsys):
-    """Where some of the trainings are there already nothing is said."""
+    """Where some of the trainings are there already, only how many have the shipped scores."""
     monkeypatch.chdir(ROOT)
     there = Results(folder_of_made_up / "runs.jsonl")
 
@@ -371,10 +371,12 @@ def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, 
     }
     assert took["cpu_seconds"] == pytest.approx(sum(record["cost"]["cpu_seconds"] for record in records), abs=0.51)
     (tmp_path / "reduced.json").unlink()
+    capsys.readouterr()
     for left in (0, 4):
         (tmp_path / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records[left:]))
         objectives.main(arguments)
         assert not (tmp_path / "reduced.json").exists()
+        assert capsys.readouterr().out.startswith("11 of 12 trainings have exactly the scores in ")
 
 
 @pytest.mark.parametrize(
@@ -387,13 +389,27 @@ def test_the_reduced_version_says_how_long_it_took(folder_of_made_up, tmp_path, 
         (["page", "--config", "none.yaml"], "--config none.yaml: there is no such file"),
         (["--config", "configs/experiments/large.yaml", "page"], "--config page: there is no such file; parts stand"),
         (["page", "--results", "{folder}/none"], "there are no results in"),
-        (["page", "--results", "{folder}"], "runs.jsonl, line 2 is no result"),
+        (["page", "--results", "{folder}"], "runs.jsonl, line 2 is no result (Unterminated"),
+        (["page", "--results", "{folder}/lacking"], "runs.jsonl, line 1 is no result (it lacks commit, cost, "),
+        (["page", "--results", "{folder}/number"], "runs.jsonl, line 1 is no result ('int' object"),
+        (["page", "--results", "{folder}/latin"], "runs.jsonl cannot be read ('utf-8' codec"),
+        (["page", "--results", "{folder}/folder"], "runs.jsonl cannot be read ([Errno 21] Is a directory"),
+        (["page", "--config"], "argument --config: expected at least one argument"),
+        (["page", "--config", "{folder}/empty.yaml"], "--config: settings that cannot be laid over"),
+        (["page", "--config", "{folder}/broken.yaml"], "--config: settings that cannot be laid over"),
+        (["page", "--config", "{folder}/model.yaml"], "--config: settings that cannot be laid over"),
     ],
 )
 def test_what_is_asked_wrongly(arguments, says, folder_of_made_up, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     first, second, *_ = (folder_of_made_up / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "runs.jsonl").write_text(f"{first}\n{second[:300]}\n", encoding="utf-8")
+    for name, content in (("lacking", b'{"key": "a"}'), ("number", b"3"), ("latin", b"\xe9")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "runs.jsonl").write_bytes(content)
+    (tmp_path / "folder" / "runs.jsonl").mkdir(parents=True)
+    for name, content in (("empty", ""), ("broken", "a: [b"), ("model", "model: 3")):
+        (tmp_path / f"{name}.yaml").write_text(content)
     with pytest.raises(SystemExit) as stopped:
         objectives.main([argument.format(folder=tmp_path) for argument in arguments])
     assert says in f"{stopped.value}{capsys.readouterr().err}"

@@ -20,9 +20,12 @@ import yaml
 from benchmarks.experiments.commands import Commands, Stopped
 from benchmarks.experiments.trial import Trial, scores
 from benchmarks.measure import machine
+from ccr_lightning.errors import CCRError
 from ccr_lightning.files import atomic_write
+from ccr_lightning.libraries import reason
 from ccr_lightning.locks import one_process
 
+FIELDS = {"key", "objective", "split", "seed", "scored", "scores", "cost", "versions", "commit", "processor"}
 MEASURED = ("cost", "by_language", "angles")  # JSON that callbacks leave in a run's folder
 
 
@@ -43,14 +46,19 @@ class Results:
         """Read what the file has besides what was found.
 
         Raises:
-            SystemExit: If a line is no result.
+            SystemExit: If it cannot be read, or a line is no result.
         """
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise SystemExit(f"{self.path} cannot be read ({error}): mend it, or name another folder") from error
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
+                if missing := FIELDS - record.keys():
+                    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
                 self.found[record["key"]] = record
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 raise SystemExit(
                     f"{self.path}, line {number} is no result ({error}): mend it, or remove the line"
                 ) from error
@@ -83,8 +91,10 @@ def run(trials: Iterable[Trial], results: Results, folder: Path, jobs: int) -> l
 
     Raises:
         SystemExit: If one fails, when all others have ended, and after SIGINT or SIGTERM, which end them.
-        CCRError: If another process is at work in the folder or on the results, or they cannot be written.
+        CCRError: If another process is at work in the folder or on the results, or they cannot be written; and if
+            there is no commit that a record could name.
     """
+    commit()
     every = {trial.key(results.more): trial for trial in trials}
     commands = Commands()
     with (
@@ -193,11 +203,22 @@ def processor(accelerator: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a + if there are changes of anything but results, which trainings write."""
+    """The commit of the working tree, with a + if there are changes of anything but results, which trainings write.
+
+    Raises:
+        CCRError: If it cannot be told.
+    """
     named = _git("rev-parse", "--short=10", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results", ":!docs/results.md")
     return f"{named}+" if changed else named
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        says = getattr(error, "stderr", None) or str(error)
+        raise CCRError(
+            f"git does not tell the commit, which results name ({reason(ValueError(says))}); run it in a clone of the "
+            "repository."
+        ) from error

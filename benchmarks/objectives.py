@@ -105,6 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--config", type=Path, nargs="+", default=[], metavar="PATH", help="laid over every training, for a GPU, say"
     )
     args = parser.parse_args(arguments)
+    refuse_what_cannot_be_done(args, parser)
+    own = Path("runs/benchmarks", "-".join(["objectives", *(path.stem for path in args.config)]))
+    folder = args.results or (own if args.reduced or args.config else SHIPPED)
+    results = Results(folder / "runs.jsonl", args.config)
+    if args.reduced:
+        reduced(results, args.folder, args.jobs)
+        return
+    for part in args.parts or PARTS:
+        if part in PARTS:
+            print(f"== {part}", flush=True)
+            run(trials(part), results, args.folder, args.jobs)
+    if "page" in args.parts or not args.parts:
+        if not results.found:
+            parser.error(f"there are no results in {results.path} to make a page of")
+        write_page(results, folder)
+
+
+def refuse_what_cannot_be_done(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with a sentence if arguments do not fit together, or name what is not there."""
     for part in args.parts:
         if part not in (*PARTS, "page"):
             parser.error(f"there is no part {part!r}: choose of {', '.join(PARTS)}, page")
@@ -121,27 +140,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan.trained("one_to_k", SPLITS[0], 0).settings(args.config)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         parser.error(f"--config: settings that cannot be laid over those of the experiments ({reason(error)})")
-    own = Path("runs/benchmarks", "-".join(["objectives", *(path.stem for path in args.config)]))
-    folder = args.results or (own if args.reduced or args.config else SHIPPED)
-    results = Results(folder / "runs.jsonl", args.config)
-    if args.reduced:
-        reduced(results, args.folder, args.jobs)
-        return
-    for part in args.parts or PARTS:
-        if part in PARTS:
-            print(f"== {part}", flush=True)
-            run(trials(part), results, args.folder, args.jobs)
-    if "page" in args.parts or not args.parts:
-        if not results.found:
-            parser.error(f"there are no results in {results.path} to make a page of")
-        try:
-            draw(results, folder)
-        except OSError as error:
-            raise could_not_be_written(folder, "the figures", error, "name another folder") from error
-        path = folder.with_name(f"{folder.name}.md")
-        with atomic_write(path, "the page", "name another folder") as file:
-            file.write(page(results).encode())
-        print(f"wrote {path}, and figures into {folder}")
+
+
+def write_page(results: Results, folder: Path) -> None:
+    """Draw the figures into the folder, and write the page beside it.
+
+    Raises:
+        CCRError: If they cannot be written.
+    """
+    try:
+        draw(results, folder)
+    except OSError as error:
+        raise could_not_be_written(folder, "the figures", error, "name another folder") from error
+    path = folder.with_name(f"{folder.name}.md")
+    with atomic_write(path, "the page", "name another folder") as file:
+        file.write(page(results).encode())
+    print(f"wrote {path}, and figures into {folder}")
 
 
 if __name__ == "__main__":

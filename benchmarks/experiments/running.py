@@ -25,6 +25,7 @@ from ccr_lightning.files import atomic_write
 from ccr_lightning.libraries import reason
 from ccr_lightning.locks import one_process
 
+# Of every record.
 FIELDS = {"key", "objective", "split", "seed", "scored", "scores", "cost", "versions", "commit", "processor"}
 MEASURED = ("cost", "by_language", "angles")  # JSON that callbacks leave in a run's folder
 
@@ -43,7 +44,7 @@ class Results:
         self.read()
 
     def read(self) -> None:
-        """Read what the file has besides what was found.
+        """Take in what the file has by now.
 
         Raises:
             SystemExit: If it cannot be read, or a line is no result.
